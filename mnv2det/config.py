@@ -1,0 +1,345 @@
+"""Configuration: typed schema, ``base:`` inheritance, dotted overrides, one-line errors.
+
+Imports no torch, so that ``mnv2det config`` and ``--help`` answer at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mnv2det.errors import ConfigError, near
+
+MAX_BASE_DEPTH = 2
+
+
+class BadData(Enum):
+    """What a broken image or annotation does: ``stop`` the run, or ``skip`` it and count it."""
+
+    stop = "stop"
+    skip = "skip"
+
+
+class Amp(Enum):
+    """Mixed precision of the training step."""
+
+    off = "off"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+@dataclass
+class Component:
+    """A registered name and its keyword arguments."""
+
+    name: str = MISSING
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+def _component(name: str) -> Any:
+    return field(default_factory=lambda: Component(name=name))
+
+
+@dataclass
+class ModelConfig:
+    """Backbone, input and initial weights.
+
+    Attributes:
+        backbone: What the heads read from.
+        input_size: (H, W) in pixels.
+        mean: RGB in 0 ... 1; null takes what the weights were trained with, else 0.5.
+        std: Likewise.
+        weights: A safetensors file or ``torchvision:IMAGENET1K_V1``; null starts from random ones.
+        freeze: Backbone layer up to which weights and batch-norm statistics stay fixed
+            (``stem``, ``block3`` ...); null trains everything.
+    """
+
+    backbone: Component = _component("mobilenet_v2")
+    input_size: list[int] = field(default_factory=lambda: [320, 320])
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    weights: str | None = None
+    freeze: str | None = None
+
+
+@dataclass
+class TaskConfig:
+    """One head, the weight of its loss, and how it is measured."""
+
+    weight: float = 1.0
+    head: Component = field(default_factory=Component)
+    evaluator: Component = field(default_factory=Component)
+
+
+@dataclass
+class DataConfig:
+    """Data sets and loading.
+
+    Attributes:
+        root: Folder that data set paths are relative to and cannot leave; null reads the
+            environment variable MNV2DET_DATA, else ``datasets``.
+        train: Data set to learn from.
+        val: Data set to measure on.
+        augment: Training augmentation.
+        batch_size: Images per step and process.
+        workers: Loader processes per training process.
+        bad_data: What a broken image or annotation does.
+    """
+
+    root: str | None = None
+    train: Component = field(default_factory=Component)
+    val: Component = field(default_factory=Component)
+    augment: Component = _component("ssd")
+    batch_size: int = 16
+    workers: int = 2
+    bad_data: BadData = BadData.stop
+
+
+@dataclass
+class OptimConfig:
+    """Optimizer and learning-rate schedule.
+
+    Attributes:
+        optimizer: Its ``lr`` is the peak rate.
+        schedule: Shape of the rate after the warm-up.
+        warmup_steps: Steps of linear increase from ``warmup_start`` x lr.
+        warmup_start: Share of the peak rate that the warm-up starts from.
+        clip_norm: Largest norm of all gradients together; null does not clip.
+        decay_norm_and_bias: Whether weight decay also acts on batch norm and biases.
+        head_lr_factor: Heads learn with this multiple of the rate.
+    """
+
+    optimizer: Component = _component("sgd")
+    schedule: Component = _component("cosine")
+    warmup_steps: int = 0
+    warmup_start: float = 0.001
+    clip_norm: float | None = None
+    decay_norm_and_bias: bool = True
+    head_lr_factor: float = 1.0
+
+
+@dataclass
+class TrainConfig:
+    """The loop.
+
+    Attributes:
+        epochs: Passes over the training set; give this or ``steps``.
+        steps: Optimizer steps in all.
+        accumulate: Batches whose gradients are summed into one step.
+        amp: Mixed precision.
+        channels_last: Memory format of images and weights.
+        ema_decay: Decay of the weight average that is evaluated and kept; null keeps none.
+        ema_warmup: Whether young averages decay faster, ``min(decay, (1 + n) / (10 + n))``.
+        eval_every: Epochs between evaluations; 0 evaluates only at the end.
+        checkpoint_every: Steps between checkpoints, beside those at the end of every epoch.
+        log_every: Steps between lines in metrics.jsonl.
+        sync_bn: Batch-norm statistics over all processes.
+        best: Metric that decides which weights are kept as best.safetensors, ``task/metric``;
+            null takes the first task's main one.
+    """
+
+    epochs: int | None = None
+    steps: int | None = None
+    accumulate: int = 1
+    amp: Amp = Amp.off
+    channels_last: bool = True
+    ema_decay: float | None = None
+    ema_warmup: bool = True
+    eval_every: int = 1
+    checkpoint_every: int = 500
+    log_every: int = 10
+    sync_bn: bool = False
+    best: str | None = None
+
+
+@dataclass
+class Config:
+    """A whole experiment."""
+
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tasks: dict[str, TaskConfig] = field(default_factory=dict)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML with its bases, applies overrides and checks every key and type.
+
+    Args:
+        path: A YAML file; ``base:`` names files it starts from, relative to itself.
+        overrides: ``key.sub=value`` strings; the value is read as YAML.
+
+    Returns:
+        The merged configuration.
+
+    Raises:
+        ConfigError: A file is missing or no YAML, bases form a cycle or are more than two levels
+            deep, a key is unknown or a value of the wrong type.
+    """
+    merged = _read(Path(path), ())
+    for override in overrides:
+        merged = merge(merged, _parse_override(override))
+    return from_dict(merged, where=str(path))
+
+
+def from_dict(data: Mapping[str, Any], *, where: str) -> Config:
+    """Turns plain nested data into a checked `Config`.
+
+    Args:
+        data: Keys as in the schema.
+        where: Name of the source, for messages.
+
+    Raises:
+        ConfigError: A key is unknown, or a value missing, of the wrong type or out of range.
+    """
+    _check_keys(data, Config, where, "")
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(dict(data))))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "?"
+        raise ConfigError(f"{where}: {key}: {str(error).splitlines()[0]}") from None
+    assert isinstance(config, Config)
+    _check_values(config, where)
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as plain nested data (enums by name), fit for YAML and JSON."""
+    container = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    assert isinstance(container, dict)
+    return typing.cast("dict[str, Any]", container)
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as YAML text that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None, width=100)
+
+
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Lays ``top`` over ``base``; a component given another ``name`` starts from empty ``args``."""
+    result = dict(base)
+    renamed = "name" in top and "name" in base and top["name"] != base["name"]
+    if renamed:
+        result["args"] = {}
+    for key, value in top.items():
+        old = result.get(key)
+        result[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    here = f"base of {above[-1]}: " if above else ""
+    if not path.is_file():
+        siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        raise ConfigError(f"{here}{path}: no such config file{near(path.name, siblings)}")
+    if path.resolve() in [p.resolve() for p in above]:
+        raise ConfigError(f"{here}{path}: bases form a cycle")
+    if len(above) > MAX_BASE_DEPTH:
+        raise ConfigError(f"{here}{path}: more than {MAX_BASE_DEPTH} levels of base")
+    try:
+        data = OmegaConf.to_container(OmegaConf.load(path))
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{path}: not a YAML config: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise ConfigError(f"{path}: a mapping of keys was expected at the top")
+    own = typing.cast("dict[str, Any]", data)
+    bases = own.pop("base", None) or []
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: base: expected a file name or a list of them, got {bases!r}")
+    _check_keys(own, Config, str(path), "")
+    merged: dict[str, Any] = {}
+    for base in bases:
+        merged = merge(merged, _read(path.parent / base, (*above, path)))
+    return merge(merged, own)
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key or not all(key.split(".")):
+        raise ConfigError(f"override '{override}': expected key.sub=value")
+    try:
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"override '{override}': not a YAML value: {' '.join(str(error).split())}") from None
+    assert isinstance(value, dict)
+    result: Any = value["value"]
+    for part in reversed(key.split(".")):
+        result = {part: result}
+    _check_keys(result, Config, f"override '{override}'", "")
+    return typing.cast("dict[str, Any]", result)
+
+
+def _check_keys(data: Any, schema: Any, where: str, place: str) -> None:
+    """Walks data beside the schema; the first unknown key is named with its nearest match."""
+    origin, arguments = typing.get_origin(schema), typing.get_args(schema)
+    if origin is dict and dataclasses.is_dataclass(arguments[1]) and isinstance(data, Mapping):
+        for key, value in data.items():
+            _check_keys(value, arguments[1], where, f"{place}{key}.")
+    if not dataclasses.is_dataclass(schema):
+        return
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where}: {place.rstrip('.')}: expected keys below it, got {data!r}")
+    hints = typing.get_type_hints(schema)
+    for key, value in data.items():
+        if key not in hints:
+            raise ConfigError(f"{where}: unknown key '{place}{key}'{near(str(key), hints)}")
+        _check_keys(value, hints[key], where, f"{place}{key}.")
+
+
+def _check_values(config: Config, where: str) -> None:
+    def need(holds: bool, key: str, expected: str, value: Any) -> None:
+        if not holds:
+            raise ConfigError(f"{where}: {key}: expected {expected}, got {value!r}")
+
+    size, train, data = config.model.input_size, config.train, config.data
+    need(len(size) == 2 and all(32 <= n <= 8192 for n in size), "model.input_size", "[height, width] of 32 to 8192", size)
+    for key in ("mean", "std"):
+        value = getattr(config.model, key)
+        need(value is None or len(value) == 3, f"model.{key}", "three numbers, R G B", value)
+    need(config.model.std is None or all(v > 0 for v in config.model.std), "model.std", "positive numbers", config.model.std)
+    need(bool(config.tasks), "tasks", "at least one task", config.tasks)
+    for name, task in config.tasks.items():
+        need(name.isidentifier(), f"tasks.{name}", "a name of letters, digits and _", name)
+        need(task.weight >= 0, f"tasks.{name}.weight", "a number >= 0", task.weight)
+        for part in ("head", "evaluator"):
+            need(not _missing(getattr(task, part)), f"tasks.{name}.{part}.name", "the name of a component", None)
+    for split in ("train", "val"):
+        need(not _missing(getattr(data, split)), f"data.{split}.name", "the name of a data set", None)
+    need((train.epochs is None) != (train.steps is None), "train.epochs / train.steps", "exactly one of them", [train.epochs, train.steps])
+    for key, number, least in (
+        ("data.batch_size", data.batch_size, 1),
+        ("data.workers", data.workers, 0),
+        ("train.epochs", train.epochs, 1),
+        ("train.steps", train.steps, 1),
+        ("train.accumulate", train.accumulate, 1),
+        ("train.eval_every", train.eval_every, 0),
+        ("train.checkpoint_every", train.checkpoint_every, 1),
+        ("train.log_every", train.log_every, 1),
+        ("optim.warmup_steps", config.optim.warmup_steps, 0),
+    ):
+        need(number is None or number >= least, key, f"a whole number >= {least}", number)
+    need(train.ema_decay is None or 0 < train.ema_decay < 1, "train.ema_decay", "a number between 0 and 1", train.ema_decay)
+    need(config.optim.clip_norm is None or config.optim.clip_norm > 0, "optim.clip_norm", "a number > 0", config.optim.clip_norm)
+    need(0 <= config.optim.warmup_start <= 1, "optim.warmup_start", "a number from 0 to 1", config.optim.warmup_start)
+
+
+def _missing(component: Component) -> bool:
+    return not component.name or component.name == MISSING
+
+
+def data_root(config: Config) -> Path:
+    """Folder that data set paths are relative to: ``data.root``, $MNV2DET_DATA or ``datasets``."""
+    return Path(config.data.root or os.environ.get("MNV2DET_DATA") or "datasets")

@@ -1,0 +1,65 @@
+"""The ImageNet classification head (paper, Table 2: average pool and a linear classifier)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mnv2det.errors import ConfigError
+from mnv2det.models.head import Head
+from mnv2det.models.layers import init_weights
+from mnv2det.registry import HEADS
+from mnv2det.structures import FeatureInfo, Scores, Target
+
+
+@HEADS.register("classifier")
+class Classifier(Head):
+    """Average pool, dropout, linear layer; softmax cross-entropy.
+
+    Args:
+        features: The backbone's.
+        classes: K, the number of classes.
+        dropout: Share of pooled features zeroed in training (0.2 in torchvision and Keras).
+        label_smoothing: Share of the target spread over all classes (paper, section 6.1: 0.1).
+    """
+
+    taps = ("last",)
+    needs: ClassVar[tuple[str, ...]] = ("label",)
+    class_key: ClassVar[str] = "label"
+
+    def __init__(
+        self,
+        features: Mapping[str, FeatureInfo],
+        *,
+        classes: int,
+        dropout: float = 0.2,
+        label_smoothing: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if not 0 <= dropout < 1 or not 0 <= label_smoothing < 1:
+            raise ConfigError("classifier: dropout and label_smoothing must be from 0 to below 1")
+        self.label_smoothing = label_smoothing
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(features["last"].channels, classes)
+        init_weights(self)
+
+    def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns ``logits``: (B, K)."""
+        return {"logits": self.linear(self.dropout(features["last"].mean(dim=(2, 3))))}
+
+    def loss(self, raw: Mapping[str, Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Returns ``cls``: cross-entropy over the images that have a label."""
+        known = [index for index, target in enumerate(targets) if "label" in target]
+        logits = raw["logits"].float()
+        if not known:
+            return {"cls": logits.sum() * 0}
+        wanted = torch.stack([targets[index]["label"] for index in known]).to(logits.device)
+        return {"cls": F.cross_entropy(logits[known], wanted, label_smoothing=self.label_smoothing)}
+
+    def decode(self, raw: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> list[Scores]:
+        """Returns the softmax of each image."""
+        return [Scores(probabilities) for probabilities in raw["logits"].float().softmax(dim=1)]

@@ -1,0 +1,179 @@
+"""Convolution blocks shared by the backbone and the heads."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Padding = Literal["symmetric", "same"]
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """Rounds a channel count to a multiple, never down by more than 10 % (the authors' rule).
+
+    Args:
+        value: Channels times width multiplier.
+        divisor: What the result is a multiple of, and its least value.
+
+    Returns:
+        The nearest multiple of ``divisor``, one more if that lost over 10 %.
+    """
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+class Conv(nn.Conv2d):
+    """A convolution that keeps ``ceil(size / stride)``, padded symmetrically or as TensorFlow SAME.
+
+    SAME pads the bottom and right more than the top and left where the total is odd, which
+    happens with stride 2 on even sizes; weights trained that way need it (RECIPES: the TFLite
+    releases). With stride 1 both are the same.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 1,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = False,
+        pad: Padding = "symmetric",
+    ) -> None:
+        reach = dilation * (kernel - 1)
+        self.pads_by_size = pad == "same" and stride > 1 and kernel > 1
+        super().__init__(
+            inputs,
+            outputs,
+            kernel,
+            stride=stride,
+            padding=0 if self.pads_by_size else reach // 2,
+            dilation=dilation,
+            groups=groups,
+            bias=bias,
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps (B, inputs, H, W) to (B, outputs, ceil(H / stride), ceil(W / stride))."""
+        if self.pads_by_size:
+            (height, width), step = input.shape[-2:], self.stride[0]
+            reach = self.dilation[0] * (self.kernel_size[0] - 1)
+            down = max((-(-height // step) - 1) * step + reach + 1 - height, 0)
+            right = max((-(-width // step) - 1) * step + reach + 1 - width, 0)
+            input = F.pad(input, (right // 2, right - right // 2, down // 2, down - down // 2))
+        return super().forward(input)
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution, batch norm and, unless ``linear``, ReLU6."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 1,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        pad: Padding = "symmetric",
+        linear: bool = False,
+        eps: float = 1e-3,
+        momentum: float = 0.03,
+    ) -> None:
+        super().__init__()
+        self.conv = Conv(inputs, outputs, kernel, stride=stride, dilation=dilation, groups=groups, pad=pad)
+        self.norm = nn.BatchNorm2d(outputs, eps=eps, momentum=momentum)
+        if not linear:
+            self.act = nn.ReLU6(inplace=True)
+
+
+class InvertedResidual(nn.Module):
+    """Expand 1x1, depthwise 3x3, project 1x1 without activation (paper, section 3.3, Table 1).
+
+    The shortcut joins the thin ends, and only where stride and channels allow.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        stride: int = 1,
+        expansion: int = 6,
+        dilation: int = 1,
+        pad: Padding = "symmetric",
+        eps: float = 1e-3,
+        momentum: float = 0.03,
+        shortcut: bool | None = None,
+    ) -> None:
+        super().__init__()
+        hidden = inputs * expansion
+        self.shortcut = (stride == 1 and inputs == outputs) if shortcut is None else shortcut
+        # the first bottleneck has expansion 1, hence no expanding convolution
+        self.expand = ConvNorm(inputs, hidden, eps=eps, momentum=momentum) if expansion > 1 else None
+        self.depthwise = ConvNorm(
+            hidden, hidden, 3, stride=stride, dilation=dilation, groups=hidden, pad=pad, eps=eps, momentum=momentum
+        )
+        self.project = ConvNorm(hidden, outputs, linear=True, eps=eps, momentum=momentum)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, inputs, H, W) to (B, outputs, ceil(H / stride), ceil(W / stride))."""
+        return self.finish(x, self.widen(x))
+
+    def widen(self, x: Tensor) -> Tensor:
+        """The expanded tensor, which SSDLite taps: (B, inputs x expansion, H, W)."""
+        return x if self.expand is None else self.expand(x)
+
+    def finish(self, x: Tensor, widened: Tensor) -> Tensor:
+        """The rest of the block from the expanded tensor, with ``x`` for the shortcut."""
+        y = self.project(self.depthwise(widened))
+        return x + y if self.shortcut else y
+
+
+def subsample(x: Tensor, step: int, pad: Padding) -> Tensor:
+    """Keeps those positions of a map that a stride of ``step`` would have computed.
+
+    With SAME padding a stride-2 layer on an even size centres its windows on the odd positions,
+    else on the even ones.
+
+    Args:
+        x: (B, C, H, W).
+        step: A power of two.
+        pad: How the layers that lost their stride pad.
+
+    Returns:
+        (B, C, ceil(H / step), ceil(W / step)).
+    """
+    while step > 1:
+        top, left = ((x.shape[-2] - 1) % 2, (x.shape[-1] - 1) % 2) if pad == "same" else (0, 0)
+        x = x[..., top::2, left::2]
+        step //= 2
+    return x
+
+
+@torch.no_grad()
+def init_weights(module: nn.Module, std: float | None = None) -> None:
+    """Fresh weights in place: He fan-out, or normal(0, ``std``) truncated at two deviations.
+
+    Args:
+        module: Its convolutions and linear layers are drawn, batch norms reset, biases zeroed.
+        std: None for He's.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.01)
+            elif std is None:
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+            else:
+                nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.reset_parameters()

@@ -1,0 +1,173 @@
+"""The MobileNetV2 backbone (Sandler et al., arXiv 1801.04381, Table 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
+
+from torch import Tensor, nn
+
+from mnv2det.errors import ConfigError, near
+from mnv2det.models.layers import ConvNorm, InvertedResidual, Padding, init_weights, make_divisible, subsample
+from mnv2det.registry import BACKBONES
+from mnv2det.structures import FeatureInfo
+
+# Table 2: expansion t, channels c, repeats n, stride s
+TABLE_2 = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+
+
+class Features(Mapping[str, FeatureInfo]):
+    """What a backbone offers, by tap name; ``name/32`` is that feature read at stride 32."""
+
+    def __init__(self, known: Mapping[str, FeatureInfo]) -> None:
+        self._known = dict(known)
+
+    def __getitem__(self, tap: str) -> FeatureInfo:
+        name, stride = split_tap(tap)
+        if name not in self._known:
+            raise ConfigError(f"backbone has no feature '{name}'{near(name, self._known)}")
+        info = self._known[name]
+        if stride is None or stride == info.stride:
+            return info
+        if stride % info.stride or (stride // info.stride).bit_count() != 1:
+            raise ConfigError(f"feature '{name}' has stride {info.stride}, it cannot be read at stride {stride}")
+        return FeatureInfo(info.channels, stride)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
+def split_tap(tap: str) -> tuple[str, int | None]:
+    """Splits ``block14.expand/16`` into the feature's name and the stride it is read at."""
+    name, slash, stride = tap.partition("/")
+    if slash and not stride.isdigit():
+        raise ConfigError(f"tap '{tap}': expected name or name/stride")
+    return name, int(stride) if slash else None
+
+
+@BACKBONES.register("mobilenet_v2")
+class MobileNetV2(nn.Module):
+    """Stem, 17 inverted residuals and the last 1x1 convolution.
+
+    Features: ``image`` (the input itself, for its size), ``stem``, ``block1`` ... ``block17``,
+    ``block2.expand`` ... ``block17.expand`` (the expanded tensor inside a block) and ``last``.
+
+    Args:
+        width: Multiplier of all channel counts but the last, which never shrinks below 1280
+            (paper, section 5: "for multipliers less than one").
+        output_stride: 32, 16 or 8. A layer that would pass it loses its stride but keeps the
+            dilation it had; only later layers double theirs. So the last map, read at stride 32
+            (tap ``last/32``), is the same for every output stride.
+        padding: ``symmetric`` (torchvision's weights) or ``same`` (TensorFlow's).
+        norm_eps: Of batch norm. 1e-3 in TensorFlow, 1e-5 in torchvision's weights.
+        norm_momentum: Weight of the newest batch in the running statistics. 0.03 suits short
+            schedules; the authors used 0.0003 (decay .9997).
+
+    Raises:
+        ConfigError: ``width`` is not positive.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: float = 1.0,
+        output_stride: Literal[8, 16, 32] = 32,
+        padding: Padding = "symmetric",
+        norm_eps: float = 1e-3,
+        norm_momentum: float = 0.03,
+    ) -> None:
+        super().__init__()
+        if not 0 < width <= 10:
+            raise ConfigError(f"backbone width: expected a number above 0 and at most 10, got {width}")
+        self.padding: Padding = padding
+        channels = make_divisible(32 * width)
+        self.stem = ConvNorm(3, channels, 3, stride=2, pad=padding, eps=norm_eps, momentum=norm_momentum)
+        known = {"image": FeatureInfo(3, 1), "stem": FeatureInfo(channels, 2)}
+        self.blocks = nn.ModuleList()
+        stride = dilation = 1
+        stride = 2
+        for expansion, base, repeats, first_stride in TABLE_2:
+            outputs = make_divisible(base * width)
+            for repeat in range(repeats):
+                step = first_stride if repeat == 0 else 1
+                number, lost = len(self.blocks) + 1, 1
+                if step > 1 and stride >= output_stride:
+                    step, lost = 1, step
+                if expansion > 1:
+                    known[f"block{number}.expand"] = FeatureInfo(channels * expansion, stride)
+                stride *= step
+                self.blocks.append(
+                    InvertedResidual(
+                        channels,
+                        outputs,
+                        stride=step,
+                        expansion=expansion,
+                        dilation=dilation,
+                        pad=padding,
+                        eps=norm_eps,
+                        momentum=norm_momentum,
+                        # a layer that lost its stride still is the first of its row: no shortcut
+                        shortcut=False if lost > 1 else None,
+                    )
+                )
+                dilation *= lost
+                channels = outputs
+                known[f"block{number}"] = FeatureInfo(channels, stride)
+        last = max(1280, make_divisible(1280 * width))
+        self.last: ConvNorm | None = ConvNorm(channels, last, eps=norm_eps, momentum=norm_momentum)
+        known["last"] = FeatureInfo(last, stride)
+        self.features = Features(known)
+        init_weights(self)
+
+    def forward(self, images: Tensor, taps: Iterable[str] = ("last",)) -> dict[str, Tensor]:
+        """Computes the tapped features, and nothing behind the last of them.
+
+        Args:
+            images: float (B, 3, H, W), normalised as the weights expect.
+            taps: Names from `features`, each with an optional ``/stride``.
+
+        Returns:
+            Each tap's (B, C, H / stride, W / stride).
+        """
+        taps = tuple(taps)
+        wanted = {split_tap(tap)[0] for tap in taps}
+        found = {"image": images}
+        for name, value in self._walk(images):
+            if name in wanted:
+                found[name] = value
+            if wanted <= found.keys():
+                break
+        return {tap: self._read(tap, found[split_tap(tap)[0]]) for tap in taps}
+
+    def truncate(self, taps: Iterable[str]) -> None:
+        """Drops the layers that no tap needs, so that they are neither stored nor counted."""
+        names = {split_tap(tap)[0].removesuffix(".expand") for tap in taps}
+        if "last" in names:
+            return
+        self.last = None
+        depth = max((int(name.removeprefix("block")) for name in names if name.startswith("block")), default=0)
+        del self.blocks[depth:]
+
+    def stages(self) -> list[tuple[str, nn.Module]]:
+        """The layers in order, by the name of what each computes (for freezing up to one)."""
+        blocks = [(f"block{number}", block) for number, block in enumerate(self.blocks, 1)]
+        return [("stem", self.stem), *blocks, *([("last", self.last)] if self.last is not None else [])]
+
+    def _walk(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        x = self.stem(x)
+        yield "stem", x
+        for number, block in enumerate(self.blocks, 1):
+            assert isinstance(block, InvertedResidual)
+            widened = block.widen(x)
+            yield f"block{number}.expand", widened
+            x = block.finish(x, widened)
+            yield f"block{number}", x
+        if self.last is not None:
+            yield "last", self.last(x)
+
+    def _read(self, tap: str, value: Tensor) -> Tensor:
+        name, stride = split_tap(tap)
+        return value if stride is None else subsample(value, stride // self.features[name].stride, self.padding)

@@ -1,0 +1,224 @@
+"""The only model class: a backbone and one or more named heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mnv2det.config import ModelConfig, TaskConfig
+from mnv2det.errors import ConfigError, WeightsError
+from mnv2det.models.head import Head
+from mnv2det.models.weights.files import Header, read_weights
+from mnv2det.registry import BACKBONES, HEADS
+from mnv2det.structures import Preprocess, Result, Target
+
+
+class Model(nn.Module):
+    """One backbone pass feeds every head.
+
+    Args:
+        backbone: Offers ``features``, ``forward(images, taps)`` and ``truncate(taps)``.
+        heads: By task name.
+        preprocess: How pictures become input.
+        classes: Class names by task; their count is the heads' class count.
+        spec: ``{"backbone": {name, args}, "heads": {task: {name, args}}}``, kept for the weight file.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        heads: Mapping[str, Head],
+        *,
+        preprocess: Preprocess,
+        classes: Mapping[str, Sequence[str]],
+        spec: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads = nn.ModuleDict(heads)
+        self.preprocess = preprocess
+        self.classes = {task: list(names) for task, names in classes.items()}
+        self.spec = spec
+        self.taps = tuple(dict.fromkeys(tap for head in heads.values() for tap in head.taps))
+        backbone.truncate(self.taps)
+        for key in ("mean", "std"):
+            self.register_buffer(key, torch.tensor(getattr(preprocess, key)).view(1, 3, 1, 1) * 255, persistent=False)
+        self._frozen: list[nn.Module] = []
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Turns uint8 RGB (B, 3, H, W) into the float32 input that the weights expect."""
+        return (images.float() - self.mean) / self.std
+
+    def forward(self, images: Tensor) -> dict[str, dict[str, Tensor]]:
+        """Raw tensors of every head.
+
+        Args:
+            images: float32 (B, 3, H, W), normalised.
+        """
+        features = self.backbone(images, self.taps)
+        return {name: head(features) for name, head in self.heads.items()}
+
+    def loss(
+        self, raw: Mapping[str, Mapping[str, Tensor]], targets: Sequence[Target], weights: Mapping[str, float]
+    ) -> dict[str, Tensor]:
+        """Every head's losses as ``task/name``, each times its task's weight; their sum is the loss."""
+        return {
+            f"{task}/{name}": value * weights.get(task, 1.0)
+            for task, head in self.heads.items()
+            for name, value in head.loss(raw[task], targets).items()  # type: ignore[operator]
+        }
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> dict[str, list[Result]]:
+        """Results of every task from uint8 input.
+
+        Args:
+            images: uint8 (B, 3, H, W), RGB, already of the input size.
+            sizes: (H, W) of the original images, in whose pixels results are given.
+        """
+        raw = self(self.normalize(images))
+        return {task: head.decode(raw[task], sizes) for task, head in self.heads.items()}  # type: ignore[operator]
+
+    def freeze(self, upto: str) -> None:
+        """Fixes weights and batch-norm statistics of the backbone's layers up to ``upto``.
+
+        Raises:
+            ConfigError: There is no such layer.
+        """
+        stages: list[tuple[str, nn.Module]] = self.backbone.stages()  # type: ignore[operator]
+        names = [name for name, _ in stages]
+        if upto not in names:
+            from mnv2det.errors import near
+
+            raise ConfigError(f"model.freeze: no backbone layer '{upto}'{near(upto, names)}")
+        self._frozen = [stage for _, stage in stages[: names.index(upto) + 1]]
+        for stage in self._frozen:
+            stage.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Model:
+        """As in torch, but frozen layers stay in eval mode."""
+        super().train(mode)
+        for stage in self._frozen:
+            stage.eval()
+        return self
+
+    def header(self, **facts: Any) -> Header:
+        """What a weight file of this model must say."""
+        return Header(
+            backbone=dict(self.spec["backbone"]),
+            heads={task: dict(head) for task, head in self.spec["heads"].items()},
+            classes=self.classes,
+            preprocess=self.preprocess,
+            **facts,
+        )
+
+
+def assemble(
+    backbone: Mapping[str, Any],
+    heads: Mapping[str, Mapping[str, Any]],
+    *,
+    classes: Mapping[str, Sequence[str]],
+    preprocess: Preprocess,
+) -> Model:
+    """Builds a model with fresh weights.
+
+    Args:
+        backbone: ``{name, args}``.
+        heads: Task name to ``{name, args}``.
+        classes: Task name to class names.
+        preprocess: How pictures become input.
+
+    Raises:
+        ConfigError: A component or argument is wrong; all problems in one message.
+    """
+    problems = list(BACKBONES.bind(backbone["name"], backbone["args"], place="model.backbone")[1])
+    for task, head in heads.items():
+        problems += HEADS.bind(head["name"], head["args"], place=f"tasks.{task}.head")[1]
+    if problems:
+        raise ConfigError("; ".join(problems))
+    trunk = BACKBONES.build(backbone["name"], backbone["args"], place="model.backbone")
+    built = {
+        task: HEADS.build(
+            head["name"], head["args"], trunk.features, place=f"tasks.{task}.head", classes=len(classes[task])
+        )
+        for task, head in heads.items()
+    }
+    return Model(trunk, built, preprocess=preprocess, classes=classes, spec={"backbone": backbone, "heads": heads})
+
+
+def from_config(
+    model: ModelConfig, tasks: Mapping[str, TaskConfig], classes: Mapping[str, Sequence[str]]
+) -> tuple[Model, list[str]]:
+    """Builds what a config describes, with its initial weights.
+
+    Facts about weights (padding, batch-norm epsilon, width, mean and std) come from their file;
+    the config may repeat them but not contradict them.
+
+    Returns:
+        The model, and lines to log on what was loaded and what was left out.
+
+    Raises:
+        ConfigError: A component or argument is wrong, or contradicts the weights.
+        WeightsError: The weights cannot be read or do not fit.
+    """
+    from mnv2det.models.weights.loading import load_into, open_weights
+
+    tensors, header = open_weights(model.weights) if model.weights else ({}, None)
+    backbone = {"name": model.backbone.name, "args": dict(model.backbone.args)}
+    mean, std = model.mean, model.std
+    if header is not None:
+        if not header.trainable:
+            raise WeightsError(
+                f"{model.weights}: for inference only, its batch norm is folded;"
+                " import it again with --images FOLDER to make it trainable"
+            )
+        backbone["args"] = _agree(model, header)
+        mean, std = mean or list(header.preprocess.mean), std or list(header.preprocess.std)
+    preprocess = Preprocess(
+        (model.input_size[0], model.input_size[1]),
+        tuple(mean or Preprocess.mean),  # type: ignore[arg-type]
+        tuple(std or Preprocess.std),  # type: ignore[arg-type]
+    )
+    heads = {task: {"name": part.head.name, "args": dict(part.head.args)} for task, part in tasks.items()}
+    built = assemble(backbone, heads, classes=classes, preprocess=preprocess)
+    notes = load_into(built, tensors, header, where=str(model.weights)) if header is not None else []
+    if model.freeze:
+        built.freeze(model.freeze)
+    return built, notes
+
+
+def from_file(path: str) -> tuple[Model, Header]:
+    """Rebuilds the model of one of our weight files, ready to predict.
+
+    Raises:
+        WeightsError: The file cannot be read, or its tensors do not fit its own header.
+    """
+    tensors, header = read_weights(path)
+    if not header.heads:
+        raise WeightsError(f"{path}: holds a backbone but no head; use it as model.weights to train from")
+    try:
+        model = assemble(header.backbone, header.heads, classes=header.classes, preprocess=header.preprocess)
+        model.load_state_dict(tensors)
+    except (ConfigError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: header and tensors disagree: {' '.join(str(error).split())[:300]}") from None
+    return model.eval(), header
+
+
+def _agree(model: ModelConfig, header: Header) -> dict[str, Any]:
+    """The weights' backbone arguments under the config's; a contradiction is an error."""
+    if header.backbone["name"] != model.backbone.name:
+        raise ConfigError(
+            f"model.backbone.name: '{model.backbone.name}', but {model.weights} holds '{header.backbone['name']}'"
+        )
+    args = {key: header.backbone["args"][key] for key in ("width", "padding", "norm_eps") if key in header.backbone["args"]}
+    for key, value in args.items():
+        given = model.backbone.args.get(key, value)
+        if given != value:
+            raise ConfigError(
+                f"model.backbone.args.{key}: {given!r}, but {model.weights} was trained with {value!r}; leave it out"
+            )
+    return {**args, **model.backbone.args}

@@ -1,0 +1,159 @@
+"""Initial weights: where they come from and how much of them fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from mnv2det.errors import WeightsError, near
+from mnv2det.models.weights.files import Header, read_weights
+from mnv2det.structures import Preprocess
+
+TORCHVISION = "torchvision:"
+
+
+def open_weights(source: str) -> tuple[dict[str, Tensor], Header]:
+    """Reads weights from one of our files or from torchvision.
+
+    Args:
+        source: A safetensors file, or ``torchvision:IMAGENET1K_V2`` (downloaded by torchvision
+            into its cache when it is not there yet).
+
+    Raises:
+        WeightsError: There is no such file or enum, or it is damaged.
+    """
+    return _from_enum(source) if source.startswith(TORCHVISION) else read_weights(source)
+
+
+def convert_torchvision(state: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tensor], Header]:
+    """Renames a state dict of torchvision's ``mobilenet_v2``, of any width.
+
+    Args:
+        state: ``features.0.0.weight`` ... and, if it has one, ``classifier.1.*``.
+        where: Name of the source, for messages.
+
+    Returns:
+        Tensors under our names (backbone, and head ``cls`` with a classifier), and the header.
+
+    Raises:
+        WeightsError: A tensor is missing, superfluous or of an unexpected shape; names it.
+    """
+    from mnv2det.models.mobilenet_v2 import MobileNetV2
+
+    theirs = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
+    if "features.18.0.weight" not in theirs or "features.0.0.weight" not in theirs:
+        raise WeightsError(f"{where}: not a torchvision mobilenet_v2: tensor 'features.18.0.weight' is missing")
+    width = width_of(
+        theirs["features.0.0.weight"].shape[0], [theirs[f"features.{n}.conv.{1 if n == 1 else 2}.weight"].shape[0]
+        for n in range(1, 18) if f"features.{n}.conv.{1 if n == 1 else 2}.weight" in theirs], where=where
+    )
+    args = {"width": width, "padding": "symmetric", "norm_eps": 1e-5}
+    ours = MobileNetV2(**args).state_dict()
+    # both list the same convolutions and norms in the order of the network
+    if len(ours) != len(theirs):
+        raise WeightsError(f"{where}: {len(theirs)} backbone tensors, expected {len(ours)}")
+    tensors: dict[str, Tensor] = {}
+    for (name, like), (other, tensor) in zip(ours.items(), theirs.items(), strict=True):
+        if like.shape != tensor.shape:
+            raise WeightsError(f"{where}: tensor '{other}' is {list(tensor.shape)}, expected {list(like.shape)}")
+        tensors[f"backbone.{name}"] = tensor
+    header = Header(
+        backbone={"name": "mobilenet_v2", "args": args},
+        preprocess=Preprocess((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        provenance={"source": where},
+    )
+    if "classifier.1.weight" in state:
+        tensors["heads.cls.linear.weight"] = state["classifier.1.weight"]
+        tensors["heads.cls.linear.bias"] = state["classifier.1.bias"]
+        header.heads = {"cls": {"name": "classifier", "args": {}}}
+        header.classes = {"cls": [str(n) for n in range(len(state["classifier.1.bias"]))]}
+    return tensors, header
+
+
+def width_of(stem: int, outputs: list[int], *, where: str) -> float:
+    """The width multiplier whose channel counts these are.
+
+    Args:
+        stem: Channels of the first convolution.
+        outputs: Channels of the 17 bottlenecks.
+        where: Name of the source, for messages.
+
+    Raises:
+        WeightsError: No multiplier from 0.05 to 4 in steps of 0.05 gives them.
+    """
+    from mnv2det.models.layers import make_divisible
+    from mnv2det.models.mobilenet_v2 import TABLE_2
+
+    # the usual multipliers first: several can give the same channels
+    for width in (1.0, 0.35, 0.5, 0.75, 1.3, 1.4, *(round(0.05 * n, 2) for n in range(1, 81))):
+        rows = [make_divisible(base * width) for _, base, repeats, _ in TABLE_2 for _ in range(repeats)]
+        if stem == make_divisible(32 * width) and outputs == rows:
+            return width
+    raise WeightsError(f"{where}: channels {[stem, *outputs]} are those of no MobileNetV2 width multiplier")
+
+
+def load_into(model: nn.Module, tensors: Mapping[str, Tensor], header: Header, *, where: str) -> list[str]:
+    """Copies what fits: the whole backbone, and heads of the same name, kind and classes.
+
+    Args:
+        model: A `Model`.
+        tensors: As in a weight file.
+        header: Its header.
+        where: Name of the source, for messages.
+
+    Returns:
+        Lines that say what was loaded and what was left out.
+
+    Raises:
+        WeightsError: A tensor of the backbone is missing or of another shape; names them.
+    """
+    own: dict[str, Any] = model.state_dict()
+    scopes = ["backbone", *(f"heads.{task}" for task in model.heads)]  # type: ignore[union-attr]
+    chosen: dict[str, Tensor] = {}
+    notes: list[str] = []
+    for scope in scopes:
+        names = [name for name in own if name.startswith(f"{scope}.")]
+        wrong = [_misfit(name, own[name], tensors) for name in names if _misfit(name, own[name], tensors)]
+        if not wrong:
+            chosen |= {name: tensors[name] for name in names}
+            notes.append(f"{where}: loaded {scope} ({len(names)} tensors)")
+        elif scope == "backbone":
+            raise WeightsError(f"{where}: {len(wrong)} of {len(names)} backbone tensors do not fit: {'; '.join(wrong[:3])}")
+        else:
+            notes.append(f"{where}: {scope} starts from random weights ({wrong[0]})")
+    left = sorted({".".join(name.split(".")[:2]) for name in tensors if name not in own and name.startswith("heads.")})
+    if left:
+        notes.append(f"{where}: left out {', '.join(left)}")
+    model.load_state_dict({**own, **chosen})
+    return notes
+
+
+def _misfit(name: str, own: Tensor, tensors: Mapping[str, Tensor]) -> str:
+    if name not in tensors:
+        return f"'{name}' is missing{near(name, tensors) if name.startswith('backbone') and len(tensors) < 400 else ''}"
+    if tensors[name].shape != own.shape:
+        return f"'{name}' is {list(tensors[name].shape)}, expected {list(own.shape)}"
+    return ""
+
+
+def _from_enum(source: str) -> tuple[dict[str, Tensor], Header]:
+    from torchvision.models import MobileNet_V2_Weights
+
+    name = source.removeprefix(TORCHVISION)
+    known = [member.name for member in MobileNet_V2_Weights]
+    if name not in known and name != "DEFAULT":
+        raise WeightsError(f"{source}: torchvision has no such MobileNetV2 weights{near(name, known)}")
+    member = MobileNet_V2_Weights[name]
+    try:
+        state = member.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        cache = Path("~/.cache/torch/hub/checkpoints").expanduser()
+        raise WeightsError(
+            f"{source}: download failed ({error}); put {member.url.rsplit('/', 1)[-1]} into {cache} by hand"
+        ) from None
+    tensors, header = convert_torchvision(state, where=source)
+    header.classes = {"cls": list(member.meta["categories"])}
+    return tensors, header

@@ -1,0 +1,119 @@
+"""The types that travel between rooms; docs/conventions.md states their units and ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+class FeatureInfo(NamedTuple):
+    """What a backbone says of one of its features."""
+
+    channels: int
+    stride: int
+
+
+class Target(TypedDict, total=False):
+    """Annotation of one image. An absent key means *not annotated*; an empty tensor, *nothing there*.
+
+    Attributes:
+        boxes: float32 (N, 4), xyxy in pixels of the image tensor they accompany.
+        labels: int64 (N,), 0 ... K-1, foreground only.
+        ignore: bool (N,), VOC ``difficult`` or COCO ``iscrowd``.
+        mask: int64 (H, W), 0 ... K-1, 255 = ignore.
+        label: int64 (), the class of the whole image.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    ignore: Tensor
+    mask: Tensor
+    label: Tensor
+
+
+@dataclass
+class Sample:
+    """One decoded image with its annotation, before it becomes a tensor.
+
+    Attributes:
+        image: uint8 (H, W, 3), RGB.
+        target: Arrays named and shaped as in `Target`.
+        image_id: The data set's own identifier of the image.
+    """
+
+    image: NDArray[np.uint8]
+    target: dict[str, NDArray[Any]]
+    image_id: int | str
+
+
+@dataclass
+class Batch:
+    """What the loader yields.
+
+    Attributes:
+        images: uint8 (B, 3, H, W), RGB; normalised on the device by `Model.normalize`.
+        targets: One `Target` per image, in pixels of ``images``.
+        image_ids: The data set's identifiers.
+        sizes: (H, W) of each image as it was on disk.
+        skipped: Messages about broken images that were left out (``bad_data: skip``).
+    """
+
+    images: Tensor
+    targets: list[Target]
+    image_ids: list[int | str]
+    sizes: list[tuple[int, int]]
+    skipped: list[str] = field(default_factory=list)
+
+    def pin_memory(self) -> Batch:
+        """Called by the loader when CUDA is in use, so that the copy to the device can overlap."""
+        self.images = self.images.pin_memory()
+        return self
+
+
+@dataclass
+class Detections:
+    """Boxes found in one image, best first.
+
+    Attributes:
+        boxes: float32 (N, 4), xyxy in pixels of the original image.
+        scores: float32 (N,), 0 ... 1.
+        labels: int64 (N,), 0 ... K-1.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+@dataclass
+class Scores:
+    """Class probabilities of one image: float32 (K,), summing to 1."""
+
+    probabilities: Tensor
+
+
+Result = Detections | Scores
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a picture becomes the network's input; travels with the weights.
+
+    Attributes:
+        input_size: (H, W) the image is stretched to.
+        mean: Per RGB channel, in units of 0 ... 1.
+        std: Likewise; the input is ``(pixel / 255 - mean) / std``.
+    """
+
+    input_size: tuple[int, int] = (320, 320)
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+
+Classes = Mapping[str, Sequence[str]]
