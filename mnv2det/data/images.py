@@ -1,0 +1,108 @@
+"""Decoding pictures: OpenCV, RGB, upright, with one-line errors."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from mnv2det.errors import DataError
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+
+
+def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    """Reads a picture.
+
+    A truncated JPEG is refused, although OpenCV would fill its missing rows with grey.
+
+    Args:
+        path: The file; grey, 16-bit and alpha pictures are converted, EXIF rotation is applied.
+
+    Returns:
+        uint8 (H, W, 3), RGB.
+
+    Raises:
+        DataError: The file is missing, empty, truncated or no picture.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the image ({error.strerror})") from None
+    return decode_image(data, where=str(path))
+
+
+def decode_image(data: bytes, *, where: str) -> NDArray[np.uint8]:
+    """Decodes the bytes of a picture file; see `read_image`."""
+    if not data:
+        raise DataError(f"{where}: the image file is empty")
+    if data.startswith(JPEG_START) and JPEG_END not in data[-1024:]:
+        raise DataError(f"{where}: truncated JPEG (no end-of-image marker in {len(data)} bytes)")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:
+        raise DataError(f"{where}: cannot decode the image ({' '.join(str(error).split())[:120]})") from None
+    if image is None:
+        raise DataError(f"{where}: not an image, or a damaged one ({len(data)} bytes)")
+    return image  # type: ignore[return-value]
+
+
+def list_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """All pictures below a folder, sorted.
+
+    Raises:
+        DataError: The folder is missing or holds none.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    if not found:
+        raise DataError(f"{folder}: no images in it (looked for {', '.join(sorted(EXTENSIONS))})")
+    return found
+
+
+def inside(root: Path, relative: str, *, where: str) -> Path:
+    """Joins a path found in a data file to the folder it must stay in.
+
+    Args:
+        root: The folder.
+        relative: As the data file states it.
+        where: File and entry that state it, for the message.
+
+    Raises:
+        DataError: The path is absolute or climbs out of ``root``.
+    """
+    path = os.path.normpath(os.path.join(root, relative))
+    base = os.path.normpath(root)
+    if os.path.isabs(relative) or not (path + os.sep).startswith(os.path.join(base, "")) or "\0" in relative:
+        raise DataError(f"{where}: path '{relative}' leaves the data folder {root}")
+    return Path(path)
+
+
+def read_sized(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Reads a picture whose annotation states its size.
+
+    Some annotations were drawn on the stored pixels, not on the upright picture: where only that
+    fits the stated size, EXIF rotation is not applied.
+
+    Args:
+        path: The file.
+        size: (H, W) as annotated.
+
+    Raises:
+        DataError: As `read_image`, or the size is another one.
+    """
+    image = read_image(path)
+    if image.shape[:2] != size and image.shape[1::-1] == size:
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), flags)  # type: ignore[assignment]
+    if image.shape[:2] != size:
+        raise DataError(
+            f"{path}: image is {image.shape[1]}x{image.shape[0]}, its annotation says {size[1]}x{size[0]}"
+        )
+    return image

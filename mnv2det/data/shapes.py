@@ -1,0 +1,180 @@
+"""A generated data set: coloured shapes on textured ground, with boxes and masks."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from mnv2det.config import BadData
+from mnv2det.data.dataset import Arrays, Dataset
+from mnv2det.errors import ConfigError
+from mnv2det.registry import DATASETS
+from mnv2det.structures import Sample
+
+NAMES = ("circle", "cross", "ring", "square", "triangle")
+SPLITS = {"train": 0, "val": 1, "test": 2}
+
+
+@DATASETS.register("shapes")
+class Shapes(Dataset):
+    """Every image is a pure function of (seed, split, index); nothing is stored.
+
+    Later shapes lie over earlier ones. A box bounds what is still visible; a shape of which less
+    than ``min_visible`` is left counts as ``ignore``.
+
+    Args:
+        root: Not used.
+        bad_data: Not used: there is none.
+        split: ``train``, ``val`` or ``test``: never the same images.
+        count: Number of images.
+        size: (H, W) in pixels.
+        seed: Another seed, another data set.
+        most: Most shapes in an image; at least one.
+        scale: Smallest and largest shape, relative to the shorter side.
+        min_visible: See above.
+        names: Must be null or the class list itself.
+
+    Raises:
+        ConfigError: A value is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: Path | None = None,
+        bad_data: BadData = BadData.stop,
+        split: str = "train",
+        count: int = 1000,
+        size: tuple[int, int] = (192, 192),
+        seed: int = 0,
+        most: int = 6,
+        scale: tuple[float, float] = (0.12, 0.5),
+        min_visible: float = 0.3,
+        names: tuple[str, ...] | None = None,
+    ) -> None:
+        if split not in SPLITS:
+            raise ConfigError(f"data set shapes: split '{split}': expected train, val or test")
+        if count < 1 or most < 1 or min(size) < 16 or not 0.02 <= scale[0] <= scale[1] <= 1 or seed < 0:
+            raise ConfigError("data set shapes: needs count, most >= 1, size >= 16, .02 <= scale <= 1, seed >= 0")
+        if names is not None and tuple(names) != NAMES:
+            raise ConfigError(f"data set shapes: its classes are {', '.join(NAMES)}; got {', '.join(names)}")
+        self.split, self.count, self.size, self.seed = split, count, size, seed
+        self.most, self.scale, self.min_visible = most, scale, min_visible
+        self.classes = {"labels": list(NAMES), "mask": ["background", *NAMES]}
+        self.problems = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def image_id(self, index: int) -> int:
+        """The index itself."""
+        return index
+
+    def target(self, index: int) -> Arrays:
+        """See `Dataset.target`; draws the image to find out."""
+        return {key: value for key, value in self.read(index).target.items() if key != "mask"}
+
+    def read(self, index: int) -> Sample:
+        """See `Dataset.read`."""
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        rng = np.random.default_rng((self.seed, SPLITS[self.split], index))
+        image = _ground(rng, self.size)
+        owner = np.full(self.size, -1, np.int16)
+        labels, drawn = [], []
+        for number in range(int(rng.integers(1, self.most + 1))):
+            label = int(rng.integers(len(NAMES)))
+            shape = _draw(rng, self.size, NAMES[label], self.scale)
+            owner[shape > 0] = number
+            labels.append(label)
+            drawn.append(int(np.count_nonzero(shape)))
+            _paint(rng, image, shape)
+        grain = rng.standard_normal((*self.size, 1), np.float32) * np.float32(rng.uniform(3, 12))
+        image = np.clip(image + grain, 0, 255).astype(np.uint8)
+        return Sample(image, self._annotate(owner, labels, drawn), index)
+
+    def _annotate(self, owner: NDArray[np.int16], labels: list[int], drawn: list[int]) -> Arrays:
+        boxes, kept, ignore, area = [], [], [], []
+        mask = np.zeros(self.size, np.uint8)
+        for number, label in enumerate(labels):
+            visible = owner == number
+            ys, xs = np.nonzero(visible)
+            if not len(ys):
+                continue
+            mask[visible] = label + 1
+            boxes.append([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+            kept.append(label)
+            ignore.append(len(ys) < self.min_visible * drawn[number])
+            area.append(len(ys))
+        return {
+            "boxes": np.array(boxes, np.float32).reshape(-1, 4),
+            "labels": np.array(kept, np.int64),
+            "ignore": np.array(ignore, np.bool_),
+            "area": np.array(area, np.float32),
+            "mask": mask,
+        }
+
+
+def _ground(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Two colours mixed by smooth noise, with stripes on top."""
+    height, width = size
+    coarse = int(rng.integers(2, 12))
+    noise = cv2.resize(rng.random((coarse, coarse), np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+    angle, wave = rng.uniform(0, math.pi), rng.uniform(0.05, 0.5)
+    across = np.arange(width, dtype=np.float32) * math.cos(angle)
+    down = np.arange(height, dtype=np.float32) * math.sin(angle)
+    stripes = np.sin((across[None] + down[:, None]) * wave) * rng.uniform(0, 0.3)
+    first, second = rng.uniform(20, 235, (2, 3)).astype(np.float32)
+    mix = np.clip(noise + stripes, 0, 1).astype(np.float32)[..., None]
+    return first * mix + second * (1 - mix)
+
+
+def _draw(
+    rng: np.random.Generator, size: tuple[int, int], name: str, scale: tuple[float, float]
+) -> NDArray[np.uint8]:
+    """The shape's own mask, turned and placed at random, at least half inside the image."""
+    height, width = size
+    radius = min(size) * math.exp(rng.uniform(math.log(scale[0]), math.log(scale[1]))) / 2
+    center = np.array([rng.uniform(0.25 * radius, width - 0.25 * radius), rng.uniform(0.25 * radius, height - 0.25 * radius)])
+    turn = rng.uniform(0, 2 * math.pi)
+    mask = np.zeros(size, np.uint8)
+    if name in ("circle", "ring"):
+        axes = (radius, radius * rng.uniform(0.7, 1))
+        place = (tuple(center.tolist()), (2 * axes[0], 2 * axes[1]), math.degrees(turn))
+        cv2.ellipse(mask, place, 1, cv2.FILLED)  # type: ignore[call-overload]
+        if name == "ring":
+            cv2.ellipse(mask, (place[0], (axes[0], axes[1]), place[2]), 0, cv2.FILLED)  # type: ignore[call-overload]
+        return mask
+    corners = np.array(_OUTLINES[name]) * radius
+    rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    cv2.fillPoly(mask, [np.round(corners @ rotation.T + center).astype(np.int32)], (1,))
+    return mask
+
+
+_ARM = 0.32
+_OUTLINES = {
+    "square": [(-0.75, -0.75), (0.75, -0.75), (0.75, 0.75), (-0.75, 0.75)],
+    "triangle": [(math.sin(a), -math.cos(a)) for a in (0, 2 * math.pi / 3, 4 * math.pi / 3)],
+    "cross": [
+        *((-_ARM, -1), (_ARM, -1), (_ARM, -_ARM), (1, -_ARM), (1, _ARM), (_ARM, _ARM)),
+        *((_ARM, 1), (-_ARM, 1), (-_ARM, _ARM), (-1, _ARM), (-1, -_ARM), (-_ARM, -_ARM)),
+    ],
+}
+
+
+def _paint(rng: np.random.Generator, image: NDArray[np.float32], shape: NDArray[np.uint8]) -> None:
+    """Fills the shape with a colour unlike what lies under it, with a light gradient."""
+    ys, xs = np.nonzero(shape)
+    if not len(ys):
+        return
+    under = image[ys, xs].mean(axis=0)
+    color = rng.uniform(0, 255, 3)
+    while np.abs(color - under).max() < 60:
+        color = rng.uniform(0, 255, 3)
+    slope = rng.uniform(-40, 40, 2) / shape.shape
+    light = (ys - ys.mean()) * slope[0] + (xs - xs.mean()) * slope[1]
+    image[ys, xs] = color + light[:, None]

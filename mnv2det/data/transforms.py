@@ -1,0 +1,219 @@
+"""Augmentation and resizing: the only file that knows albumentations.
+
+Everything is linear in the image plane, so crop, expand and resize are one warp straight to the
+network's input size: a photograph is never resampled twice, nor processed at full size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import albumentations as A  # noqa: N812 - its own convention
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from mnv2det.data.dataset import Arrays
+from mnv2det.errors import ConfigError
+from mnv2det.registry import AUGMENTATIONS
+from mnv2det.structures import Sample
+
+Transform = Callable[[Sample, int], tuple[NDArray[np.uint8], Arrays]]
+IGNORE_MASK = 255
+
+
+class Window(A.DualTransform):
+    """Shows a window of the image, which may reach beyond it, at the output size.
+
+    The window is SSD's random crop (TensorFlow's ssd_random_crop: area and aspect ratio at random,
+    some object covered by at least one of ``covered``) or its expansion, or the whole image. An
+    object whose centre falls outside becomes ``ignore``: its anchors are no background either.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        *,
+        crop: float,
+        expand: float,
+        area: tuple[float, float],
+        ratio: tuple[float, float],
+        covered: tuple[float, ...],
+        most: float,
+        fill: tuple[int, int, int],
+    ) -> None:
+        super().__init__(p=1)
+        self.size, self.crop, self.expand, self.most, self.fill = size, crop, expand, most, fill
+        self.area, self.ratio, self.covered = area, ratio, covered
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Chooses the window: x1, y1, x2, y2 relative to the image."""
+        rng = self.random_generator
+        dice = rng.random()
+        if dice < self.crop:
+            return {"window": self._crop(rng, params["shape"], np.asarray(data.get("bboxes", np.zeros((0, 6)))))}
+        if dice < self.crop + self.expand:
+            factor = rng.uniform(1, self.most)
+            corner = -rng.random(2) * (factor - 1)
+            return {"window": np.array([*corner, *(corner + factor)])}
+        return {"window": np.array([0.0, 0.0, 1.0, 1.0])}
+
+    def _crop(self, rng: np.random.Generator, shape: tuple[int, ...], boxes: NDArray[Any]) -> NDArray[np.float64]:
+        tries = 50
+        least = rng.choice(self.covered)
+        area = rng.uniform(*self.area, tries)
+        ratio = np.exp(rng.uniform(*np.log(self.ratio), tries)) * shape[0] / shape[1]
+        sides = np.stack([np.sqrt(area * ratio), np.sqrt(area / ratio)], axis=1)
+        corner = rng.random((tries, 2)) * (1 - sides)
+        windows = np.concatenate([corner, corner + sides], axis=1)
+        fits = (sides <= 1).all(axis=1)
+        objects = boxes[boxes[:, 5] == 0, :4]
+        if len(objects):
+            low = np.maximum(windows[:, None, :2], objects[None, :, :2])
+            high = np.minimum(windows[:, None, 2:], objects[None, :, 2:])
+            share = np.clip(high - low, 0, None).prod(axis=2) / (objects[:, 2:] - objects[:, :2]).prod(axis=1)
+            center = (objects[:, :2] + objects[:, 2:]) / 2
+            seen = ((center > windows[:, None, :2]) & (center < windows[:, None, 2:])).all(axis=2)
+            fits &= (seen & (share >= least)).any(axis=1)
+        chosen = np.flatnonzero(fits)
+        return windows[chosen[0]] if len(chosen) else np.array([0.0, 0.0, 1.0, 1.0])
+
+    def _warp(self, picture: NDArray[Any], window: NDArray[np.float64], flags: int, fill: Any) -> NDArray[Any]:
+        height, width = picture.shape[:2]
+        if (window == (0, 0, 1, 1)).all() and flags != cv2.INTER_NEAREST:
+            return cv2.resize(picture, self.size[::-1], interpolation=flags)
+        scale = np.array(self.size[::-1]) / ((window[2:] - window[:2]) * (width, height))
+        # pixel centres lie at .5
+        shift = (0.5 - window[:2] * (width, height)) * scale - 0.5
+        matrix = np.array([[scale[0], 0, shift[0]], [0, scale[1], shift[1]]])
+        return cv2.warpAffine(
+            picture, matrix, self.size[::-1], flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=fill
+        )
+
+    def apply(self, img: NDArray[Any], window: NDArray[np.float64], **params: Any) -> NDArray[Any]:
+        """The image, bilinear; beyond its border the mean colour."""
+        return self._warp(img, window, cv2.INTER_LINEAR, self.fill)
+
+    def apply_to_mask(self, mask: NDArray[Any], window: NDArray[np.float64], **params: Any) -> NDArray[Any]:
+        """The mask, nearest; beyond its border 255."""
+        return self._warp(mask, window, cv2.INTER_NEAREST, IGNORE_MASK)
+
+    def apply_to_bboxes(self, bboxes: NDArray[Any], window: NDArray[np.float64], **params: Any) -> NDArray[Any]:
+        """Relative boxes, cut to the window; columns 4 and 5 are label and ignore."""
+        moved = bboxes.copy()
+        moved[:, :4] = (bboxes[:, :4] - np.tile(window[:2], 2)) / np.tile(window[2:] - window[:2], 2)
+        center = (moved[:, :2] + moved[:, 2:4]) / 2
+        moved[:, 5] = np.maximum(moved[:, 5], ~((center > 0) & (center < 1)).all(axis=1))
+        moved[:, :4] = moved[:, :4].clip(0, 1)
+        return moved[(moved[:, 2] > moved[:, 0]) & (moved[:, 3] > moved[:, 1])]
+
+
+@AUGMENTATIONS.register("ssd")
+def ssd(
+    size: tuple[int, int],
+    mean: tuple[float, float, float],
+    *,
+    crop: float = 0.85,
+    expand: float = 0.0,
+    area: tuple[float, float] = (0.1, 1.0),
+    ratio: tuple[float, float] = (0.5, 2.0),
+    covered: tuple[float, ...] = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0),
+    most: float = 4.0,
+    flip: float = 0.5,
+    vertical_flip: float = 0.0,
+    photometric: float = 0.5,
+) -> Transform:
+    """SSD's augmentation (RECIPES, section 2).
+
+    Args:
+        size: (H, W) of the output.
+        mean: RGB in 0 ... 1 that fills what lies beyond the image.
+        crop: Share of images that are cropped.
+        expand: Share that are shrunk into a larger canvas; the rest are shown whole.
+        area: Of the crop, relative to the image.
+        ratio: Of the crop, width / height.
+        covered: What share of some object the crop must cover, one drawn per image.
+        most: Largest side of the canvas, relative to the image.
+        flip: Share that are mirrored left-right.
+        vertical_flip: Share that are mirrored top-bottom (cells, aerial pictures).
+        photometric: Share whose brightness, contrast, saturation and hue change.
+
+    Returns:
+        A function of (sample, seed).
+
+    Raises:
+        ConfigError: A share or range is out of order.
+    """
+    if crop + expand > 1 or not all(0 <= p <= 1 for p in (crop, expand, flip, vertical_flip, photometric)):
+        raise ConfigError("augmentation ssd: shares must be from 0 to 1, crop + expand at most 1")
+    if not (0 < area[0] <= area[1] <= 1 and 0 < ratio[0] <= ratio[1] and most >= 1 and covered):
+        raise ConfigError("augmentation ssd: needs 0 < area <= 1, 0 < ratio, most >= 1 and some covered")
+    fill = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
+    steps = [
+        Window(size, crop=crop, expand=expand, area=area, ratio=ratio, covered=covered, most=most, fill=fill),
+        A.HorizontalFlip(p=flip),
+        A.VerticalFlip(p=vertical_flip),
+        A.ColorJitter(brightness=(0.8, 1.2), contrast=(0.7, 1.3), saturation=(0.7, 1.3), hue=(-0.04, 0.04), p=photometric),
+    ]
+    return _pipeline(steps)
+
+
+@AUGMENTATIONS.register("none")
+def none(size: tuple[int, int], mean: tuple[float, float, float]) -> Transform:
+    """Stretches the image to ``size`` and changes nothing else."""
+    return lambda sample, seed: resize(sample, size)
+
+
+def resize(sample: Sample, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Arrays]:
+    """Stretches an image with its boxes and mask, as evaluation and prediction do.
+
+    Args:
+        sample: The image and its target.
+        size: (H, W).
+
+    Returns:
+        uint8 (H, W, 3), and the target in its pixels.
+    """
+    target = dict(sample.target)
+    factor = np.array(size) / sample.image.shape[:2]
+    if "boxes" in target:
+        target["boxes"] = (target["boxes"] * np.tile(factor[::-1], 2)).astype(np.float32)
+    if "mask" in target:
+        target["mask"] = cv2.resize(target["mask"], size[::-1], interpolation=cv2.INTER_NEAREST)
+    return stretch(sample.image, size), target
+
+
+def stretch(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resizes uint8 (h, w, 3) to (H, W, 3), bilinear."""
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)  # type: ignore[return-value]
+
+
+def _pipeline(steps: list[Any]) -> Transform:
+    boxes = A.BboxParams("albumentations", clip=True)
+    compose = A.Compose(steps, bbox_params=boxes)
+
+    def apply(sample: Sample, seed: int) -> tuple[NDArray[np.uint8], Arrays]:
+        compose.set_random_seed(seed)
+        target = dict(sample.target)
+        height, width = sample.image.shape[:2]
+        given: dict[str, Any] = {"image": sample.image}
+        rows = np.zeros((0, 6))
+        if "boxes" in target:
+            corners = target["boxes"] / np.array([width, height] * 2, np.float64)
+            rows = np.column_stack([corners, target["labels"], target["ignore"]])
+        given["bboxes"] = rows
+        if "mask" in target:
+            given["mask"] = target["mask"]
+        result = compose(**given)
+        image = result["image"]
+        if "boxes" in target:
+            found = np.asarray(result["bboxes"], np.float64).reshape(-1, 6)
+            target["boxes"] = (found[:, :4] * np.array(image.shape[1::-1] * 2)).astype(np.float32)
+            target["labels"], target["ignore"] = found[:, 4].astype(np.int64), found[:, 5] > 0
+            target.pop("area", None)
+        if "mask" in target:
+            target["mask"] = result["mask"]
+        return image, target
+
+    return apply

@@ -1,0 +1,120 @@
+"""From a configuration to data sets, model and evaluators; checks all of it before building any."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import mnv2det.data
+import mnv2det.engine.optim
+import mnv2det.evaluation
+import mnv2det.models
+from mnv2det.config import Component, Config, data_root
+from mnv2det.data.dataset import Dataset
+from mnv2det.data.transforms import Transform
+from mnv2det.errors import ConfigError
+from mnv2det.evaluation.evaluator import Evaluator
+from mnv2det.models.model import Model, from_config
+from mnv2det.registry import AUGMENTATIONS, BACKBONES, DATASETS, EVALUATORS, HEADS, OPTIMIZERS, SCHEDULES, Registry
+
+
+def check(config: Config) -> None:
+    """Checks every component's name and arguments.
+
+    Raises:
+        ConfigError: All problems in one line.
+    """
+    parts: list[tuple[Registry[Any], Component, str]] = [
+        (BACKBONES, config.model.backbone, "model.backbone"),
+        (DATASETS, config.data.train, "data.train"),
+        (DATASETS, config.data.val, "data.val"),
+        (AUGMENTATIONS, config.data.augment, "data.augment"),
+        (OPTIMIZERS, config.optim.optimizer, "optim.optimizer"),
+        (SCHEDULES, config.optim.schedule, "optim.schedule"),
+    ]
+    for name, task in config.tasks.items():
+        parts += [(HEADS, task.head, f"tasks.{name}.head"), (EVALUATORS, task.evaluator, f"tasks.{name}.evaluator")]
+    problems: list[str] = []
+    for registry, part, place in parts:
+        try:
+            problems += registry.bind(part.name, part.args, place=place)[1]
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
+def build_dataset(config: Config, split: str, names: Sequence[str] | None = None) -> Dataset:
+    """The ``train`` or ``val`` data set.
+
+    Args:
+        config: The experiment.
+        split: Which.
+        names: Class list to hold to, unless the config states one.
+
+    Raises:
+        ConfigError: An argument is wrong.
+        DataError: The data is missing or wrong.
+    """
+    part: Component = getattr(config.data, split)
+    args = dict(part.args)
+    if args.get("names") is None and names is not None:
+        args["names"] = list(names)
+    dataset: Dataset = DATASETS.build(
+        part.name, args, place=f"data.{split}", root=data_root(config), bad_data=config.data.bad_data
+    )
+    return dataset
+
+
+def task_classes(config: Config, dataset: Dataset) -> dict[str, list[str]]:
+    """Every task's class names, as the data set has them.
+
+    Raises:
+        ConfigError: The data set annotates nothing a head could learn from.
+    """
+    found = {}
+    for name, task in config.tasks.items():
+        key = HEADS.get(task.head.name, place=f"tasks.{name}.head").class_key
+        if key not in dataset.classes:
+            raise ConfigError(
+                f"tasks.{name}: head '{task.head.name}' needs {key}, but data set '{config.data.train.name}'"
+                f" has only {', '.join(dataset.classes)}"
+            )
+        found[name] = dataset.classes[key]
+    return found
+
+
+def build_model(config: Config, classes: Mapping[str, Sequence[str]] | None = None) -> Model:
+    """The model a config describes, with its initial weights.
+
+    Args:
+        config: From `load_config`.
+        classes: Class names by task; None reads the training set's annotations to find out.
+
+    Raises:
+        ConfigError: A component or argument is wrong.
+        DataError: The training set is missing or wrong.
+        WeightsError: The initial weights are missing or do not fit.
+    """
+    if classes is None:
+        classes = task_classes(config, build_dataset(config, "train"))
+    return from_config(config.model, config.tasks, classes)[0]
+
+
+def build_augmentation(config: Config, model: Model) -> Transform:
+    """The training transform, for the model's input size."""
+    part = config.data.augment
+    transform: Transform = AUGMENTATIONS.build(
+        part.name, part.args, model.preprocess.input_size, model.preprocess.mean, place="data.augment"
+    )
+    return transform
+
+
+def build_evaluators(config: Config, classes: Mapping[str, Sequence[str]]) -> dict[str, Evaluator]:
+    """One evaluator per task."""
+    return {
+        name: EVALUATORS.build(
+            task.evaluator.name, task.evaluator.args, place=f"tasks.{name}.evaluator", classes=classes[name]
+        )
+        for name, task in config.tasks.items()
+    }

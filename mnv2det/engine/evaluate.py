@@ -1,0 +1,122 @@
+"""Running a model over a data set and measuring it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from mnv2det.config import Config, load_config
+from mnv2det.data.dataset import Dataset
+from mnv2det.data.loader import eval_loader
+from mnv2det.engine.build import build_dataset, build_evaluators, check
+from mnv2det.engine.dist import Processes, processes
+from mnv2det.errors import ConfigError, DataError, WeightsError
+from mnv2det.evaluation.evaluator import Evaluator
+from mnv2det.models.model import Model, from_file
+from mnv2det.models.weights.files import write_atomically
+
+
+def evaluate(
+    model: Model,
+    dataset: Dataset,
+    evaluators: Mapping[str, Evaluator],
+    group: Processes,
+    config: Config,
+) -> dict[str, float]:
+    """Measures every task on every image.
+
+    Args:
+        model: In any mode; evaluated in eval mode and put back.
+        dataset: Images and truths.
+        evaluators: By task; their records are replaced.
+        group: Processes that share the work; each gets the same figures.
+        config: For batch size, workers and ``bad_data``.
+
+    Returns:
+        ``task/figure`` to value.
+    """
+    training = model.training
+    model.eval()
+    loader = eval_loader(
+        dataset,
+        model.preprocess.input_size,
+        batch_size=config.data.batch_size,
+        workers=config.data.workers,
+        bad_data=config.data.bad_data,
+        rank=group.rank,
+        world=group.world,
+    )
+    index = {dataset.image_id(number): number for number in range(group.rank, len(dataset), group.world)}
+    for evaluator in evaluators.values():
+        evaluator.records = {}
+    skipped = 0
+    bar = tqdm(loader, desc="evaluating", unit="batch", leave=False, disable=not (group.main and sys.stderr.isatty()))
+    for batch in bar:
+        skipped += len(batch.skipped)
+        results = model.predict(batch.images.to(group.device, non_blocking=True), batch.sizes)
+        for task, evaluator in evaluators.items():
+            for image_id, result in zip(batch.image_ids, results[task], strict=True):
+                evaluator.update(image_id, result, dataset.target(index[image_id]))
+    model.train(training)
+    figures: dict[str, float] = {}
+    for task, evaluator in evaluators.items():
+        for records in group.gather(evaluator.records):
+            evaluator.records.update(records)
+        figures |= {f"{task}/{name}": float(value) for name, value in evaluator.compute().items()}
+    if total := sum(group.gather(skipped)):
+        figures["skipped_images"] = float(total)
+    return figures
+
+
+def evaluate_source(
+    source: str, overrides: Sequence[str] = (), *, weights: str | None = None, device: str | None = None
+) -> dict[str, Any]:
+    """Measures trained weights on a config's validation set.
+
+    Args:
+        source: A run folder (its config and ``best.safetensors``) or a YAML whose
+            ``model.weights`` holds a whole model.
+        overrides: ``key=value`` on the config.
+        weights: Another weight file.
+        device: As in `processes`.
+
+    Returns:
+        ``weights``, ``images``, ``figures`` and ``problems`` (annotations that were left out).
+
+    Raises:
+        ConfigError, DataError, WeightsError: As loading each of them.
+    """
+    run = Path(source)
+    config = load_config(run / "config.yaml" if run.is_dir() else run, overrides)
+    check(config)
+    chosen = weights or (str(run / "best.safetensors") if run.is_dir() else config.model.weights)
+    if chosen is None:
+        raise ConfigError(f"{source}: nothing to evaluate; name a run folder, model.weights=FILE or --weights FILE")
+    model, _ = from_file(chosen)
+    if set(model.heads) != set(config.tasks):
+        raise WeightsError(f"{chosen}: has heads {sorted(model.heads)}, the config has tasks {sorted(config.tasks)}")
+    dataset = build_dataset(config, "val", next(iter(model.classes.values())))
+    with processes(device) as group:
+        model = model.to(group.device)
+        if config.train.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        figures = evaluate(model, dataset, build_evaluators(config, model.classes), group, config)
+    return {"weights": chosen, "images": len(dataset), "figures": figures, "problems": dataset.problems}
+
+
+def write_json(path: str | Path, data: Any) -> None:
+    """Writes figures for other programs to read.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
+    try:
+        write_atomically(Path(path), lambda file: file.write(json.dumps(data, indent=2).encode() + b"\n"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot write ({error.strerror})") from None

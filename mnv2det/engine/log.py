@@ -1,0 +1,60 @@
+"""What a run says: metrics.jsonl, the progress bar, messages."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mnv2det.models.weights.files import write_atomically
+
+
+class RunLog:
+    """Lines of JSON in a run folder; silent on all processes but the first.
+
+    Args:
+        folder: The run folder.
+        active: Whether this process writes.
+        step: On resume, the step to go on from: later lines of a killed run are dropped.
+    """
+
+    def __init__(self, folder: Path, *, active: bool, step: int = 0) -> None:
+        self.path, self.active = folder / "metrics.jsonl", active
+        if active and self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step] if step else []
+            write_atomically(self.path, lambda file: file.write("".join(line + "\n" for line in kept).encode()))
+
+    def write(self, **record: Any) -> None:
+        """Appends one record."""
+        if self.active:
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def say(self, message: str) -> None:
+        """Prints a line above the progress bar."""
+        if self.active:
+            tqdm.write(message, file=sys.stderr)
+
+
+def progress(total: int, start: int, *, active: bool) -> tqdm[Any]:
+    """The bar of a run: steps done, time left; seldom redrawn where nobody watches."""
+    watched = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=start,
+        disable=not active,
+        unit="step",
+        dynamic_ncols=True,
+        mininterval=0.2 if watched else 20,
+        file=sys.stderr,
+    )
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return sys.maxsize  # a line cut by the kill

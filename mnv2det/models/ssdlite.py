@@ -1,0 +1,270 @@
+"""SSDLite: SSD with depthwise-separable layers (paper, section 6.2; RECIPES, section 2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mnv2det.errors import ConfigError
+from mnv2det.models.head import Head
+from mnv2det.models.layers import Conv, ConvNorm, Padding, init_weights
+from mnv2det.ops.anchors import level_shapes, make_anchors
+from mnv2det.ops.boxes import decode, encode
+from mnv2det.ops.losses import anchor_class_loss, hardest
+from mnv2det.ops.matcher import NEGATIVE, match
+from mnv2det.ops.nms import class_nms, clip
+from mnv2det.registry import HEADS
+from mnv2det.structures import Detections, FeatureInfo, Target
+
+
+@HEADS.register("ssdlite")
+class SSDLite(Head):
+    """Box and class predictors on backbone taps and extra levels.
+
+    Args:
+        features: The backbone's.
+        classes: K, without background, which is a private channel 0 here.
+        taps: Backbone features of the finest levels. The published ones: the expanded tensor of
+            bottleneck 14 (TensorFlow's layer 15) and the last convolution.
+        extras: Channels of the further levels, each half the size of the one before.
+        lite: False for the plain SSD head the paper compares with (Table 5).
+        padding: Of the stride-2 layers, as the backbone's.
+        min_scale: Anchor scale of the finest level.
+        max_scale: Anchor scale of the coarsest.
+        ratios: Anchor aspect ratios.
+        lowest: (scale, ratio) of the finest level's anchors; null treats it as the others.
+        score: ``sigmoid`` as published, or ``softmax``.
+        match_iou: Least IoU of anchor and box.
+        negatives: Hard negatives per matched anchor.
+        min_negatives: Least hard negatives of an image, also of one without objects.
+        box_weight: Weight of the box loss beside the class loss.
+        box_beta: Where smooth L1 turns from quadratic to linear, in units of the box code.
+        prior: Score that fresh class predictors give every class; null starts at 0.5 as published,
+            which makes the first steps' loss large.
+        init_std: Of fresh weights, normal truncated at two deviations; null draws He's.
+        norm_eps: Of batch norm.
+        norm_momentum: Of batch norm.
+        score_threshold: Detections score above this.
+        nms_iou: Overlap at which NMS suppresses.
+        max_detections: Most detections of an image.
+
+    Raises:
+        ConfigError: A value is out of its range.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("boxes", "labels")
+    class_key: ClassVar[str] = "labels"
+
+    def __init__(
+        self,
+        features: Mapping[str, FeatureInfo],
+        *,
+        classes: int,
+        taps: tuple[str, ...] = ("block14.expand/16", "last/32"),
+        extras: tuple[int, ...] = (512, 256, 256, 128),
+        lite: bool = True,
+        padding: Padding = "symmetric",
+        min_scale: float = 0.2,
+        max_scale: float = 0.95,
+        ratios: tuple[float, ...] = (1.0, 2.0, 0.5, 3.0, 1 / 3),
+        lowest: tuple[tuple[float, float], ...] | None = ((0.1, 1.0), (0.2, 2.0), (0.2, 0.5)),
+        score: Literal["sigmoid", "softmax"] = "sigmoid",
+        match_iou: float = 0.5,
+        negatives: float = 3.0,
+        min_negatives: int = 3,
+        box_weight: float = 1.0,
+        box_beta: float = 1.0,
+        prior: float | None = 0.01,
+        init_std: float | None = 0.03,
+        norm_eps: float = 1e-3,
+        norm_momentum: float = 0.03,
+        score_threshold: float = 1e-8,
+        nms_iou: float = 0.6,
+        max_detections: int = 100,
+    ) -> None:
+        super().__init__()
+        _check(taps, extras, min_scale, max_scale, ratios, lowest)
+        self.taps = ("image", *taps)
+        self.classes, self.softmax = classes, score == "softmax"
+        self.match_iou, self.negatives, self.min_negatives = match_iou, negatives, min_negatives
+        self.box_weight, self.box_beta = box_weight, box_beta
+        self.score_threshold, self.nms_iou, self.max_detections = score_threshold, nms_iou, max_detections
+        self.shapes = level_shapes(
+            len(taps) + len(extras), min_scale=min_scale, max_scale=max_scale, ratios=ratios, lowest=lowest
+        )
+
+        def block(inputs: int, outputs: int, kernel: int = 1, *, stride: int = 1, groups: int = 1) -> ConvNorm:
+            return ConvNorm(
+                inputs,
+                outputs,
+                kernel,
+                stride=stride,
+                groups=groups,
+                pad=padding,
+                eps=norm_eps,
+                momentum=norm_momentum,
+            )
+
+        def extra(inputs: int, outputs: int) -> nn.Sequential:
+            half = outputs // 2
+            if not lite:
+                return nn.Sequential(block(inputs, half), block(half, outputs, 3, stride=2))
+            return nn.Sequential(block(inputs, half), block(half, half, 3, stride=2, groups=half), block(half, outputs))
+
+        def predictor(inputs: int, outputs: int) -> nn.Module:
+            if not lite:
+                return Conv(inputs, outputs, 3, bias=True)
+            return nn.Sequential(block(inputs, inputs, 3, groups=inputs), Conv(inputs, outputs, bias=True))
+
+        widths = [features[tap].channels for tap in taps] + list(extras)
+        first = len(taps) - 1
+        self.extras = nn.ModuleList(extra(a, b) for a, b in zip(widths[first:], widths[first + 1 :], strict=False))
+        counts = [len(shapes) for shapes in self.shapes]
+        self.class_predictors = nn.ModuleList(
+            predictor(width, count * (classes + 1)) for width, count in zip(widths, counts, strict=True)
+        )
+        self.box_predictors = nn.ModuleList(
+            predictor(width, count * 4) for width, count in zip(widths, counts, strict=True)
+        )
+        init_weights(self, init_std)
+        if prior is not None:
+            self._start_from(prior)
+
+    def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Predicts at every anchor.
+
+        Args:
+            features: The taps.
+
+        Returns:
+            ``logits`` (B, A, K + 1) with background first, ``codes`` (B, A, 4), ``anchors`` float32
+            (A, 4) xyxy in input pixels, and ``size`` float32 (2,): (H, W) of the input.
+        """
+        height, width = features["image"].shape[-2:]
+        levels = [features[tap] for tap in self.taps[1:]]
+        for extra in self.extras:
+            levels.append(extra(levels[-1]))
+        logits = [
+            self._flatten(predictor(level), self.classes + 1)
+            for predictor, level in zip(self.class_predictors, levels, strict=True)
+        ]
+        codes = [
+            self._flatten(predictor(level), 4) for predictor, level in zip(self.box_predictors, levels, strict=True)
+        ]
+        maps = tuple((int(level.shape[-2]), int(level.shape[-1])) for level in levels)
+        device = levels[0].device
+        return {
+            "logits": torch.cat(logits, dim=1),
+            "codes": torch.cat(codes, dim=1),
+            "anchors": make_anchors(maps, self.shapes, (int(height), int(width))).to(device),
+            "size": torch.tensor([float(height), float(width)], device=device),
+        }
+
+    def loss(self, raw: Mapping[str, Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Class and box loss, divided by the matched anchors of the batch.
+
+        Args:
+            raw: From `forward`.
+            targets: Images without ``boxes`` add nothing; images with none of them, only negatives.
+
+        Returns:
+            ``cls`` and ``box``, float32 scalars.
+        """
+        known = [index for index, target in enumerate(targets) if "boxes" in target]
+        logits, codes, anchors = raw["logits"].float(), raw["codes"].float(), raw["anchors"]
+        if not known:
+            return {"cls": logits.sum() * 0, "box": codes.sum() * 0}
+        if len(known) < len(targets):
+            logits, codes = logits[known], codes[known]
+        boxes, labels, ignore, valid = pad_targets([targets[index] for index in known], logits.device)
+        matched = match(anchors, boxes, valid, ignore, threshold=self.match_iou)
+        positive = matched >= 0
+        pick = matched.clamp(min=0)
+        classes = torch.where(positive, labels.gather(1, pick) + 1, 0) if boxes.shape[1] else torch.zeros_like(pick)
+        loss = anchor_class_loss(logits, classes, softmax=self.softmax)
+        wanted = (positive.sum(dim=1) * self.negatives).long().clamp(min=self.min_negatives)
+        chosen = positive | hardest(loss, matched == NEGATIVE, wanted)
+        normalizer = positive.sum().clamp(min=1)
+        cls = torch.where(chosen, loss, 0.0).sum() / normalizer
+        image, anchor = positive.nonzero(as_tuple=True)
+        codes = codes[image, anchor]
+        goal = encode(boxes[image, pick[image, anchor]], anchors[anchor])
+        box = F.smooth_l1_loss(codes, goal, reduction="sum", beta=self.box_beta) / normalizer
+        return {"cls": cls, "box": box * self.box_weight}
+
+    def decode(self, raw: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+        """Boxes after score threshold and NMS within each class, in original pixels."""
+        logits = raw["logits"].float()
+        scores = (logits.softmax(dim=-1) if self.softmax else logits.sigmoid())[..., 1:]
+        boxes = decode(raw["codes"].float(), raw["anchors"])
+        height, width = (float(value) for value in raw["size"])
+        boxes = clip(boxes, (height, width))
+        results = []
+        for image, (original_height, original_width) in enumerate(sizes):
+            found, best, labels = class_nms(
+                boxes[image],
+                scores[image],
+                threshold=self.score_threshold,
+                iou=self.nms_iou,
+                keep=self.max_detections,
+            )
+            factor = found.new_tensor([original_width / width, original_height / height] * 2)
+            results.append(Detections(found * factor, best, labels))
+        return results
+
+    def _flatten(self, maps: Tensor, values: int) -> Tensor:
+        return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, values)
+
+    @torch.no_grad()
+    def _start_from(self, prior: float) -> None:
+        if not 0 < prior < 1:
+            raise ConfigError(f"ssdlite: prior must be between 0 and 1, got {prior}")
+        for predictor in self.class_predictors:
+            last = predictor[-1] if isinstance(predictor, nn.Sequential) else predictor
+            assert isinstance(last, nn.Conv2d)
+            assert last.bias is not None
+            bias = last.bias.view(-1, self.classes + 1)
+            odds = math.log(prior / (1 - prior))
+            bias[:, 1:] = odds
+            bias[:, 0] = 0.0 if self.softmax else -odds
+
+
+def pad_targets(targets: Sequence[Target], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Puts targets of different lengths into one tensor each.
+
+    Returns:
+        boxes (B, M, 4), labels (B, M), ignore (B, M) and valid (B, M), M the largest count.
+    """
+    counts = torch.tensor([len(target["boxes"]) for target in targets])
+    most = int(counts.max())
+    valid = torch.arange(most) < counts[:, None]
+    boxes = torch.zeros(len(targets), most, 4)
+    labels = torch.zeros(len(targets), most, dtype=torch.int64)
+    ignore = torch.zeros(len(targets), most, dtype=torch.bool)
+    boxes[valid] = torch.cat([target["boxes"].cpu() for target in targets])
+    labels[valid] = torch.cat([target["labels"].cpu() for target in targets])
+    ignore[valid] = torch.cat(
+        [target.get("ignore", torch.zeros(len(target["boxes"]), dtype=torch.bool)).cpu() for target in targets]
+    )
+    return boxes.to(device), labels.to(device), ignore.to(device), valid.to(device)
+
+
+def _check(
+    taps: Sequence[str],
+    extras: Sequence[int],
+    min_scale: float,
+    max_scale: float,
+    ratios: Sequence[float],
+    lowest: Sequence[tuple[float, float]] | None,
+) -> None:
+    if not taps or any(width < 2 for width in extras):
+        raise ConfigError("ssdlite: needs at least one tap, and extras of at least 2 channels")
+    if not 0 < min_scale <= max_scale or not ratios or min(ratios) <= 0:
+        raise ConfigError("ssdlite: needs 0 < min_scale <= max_scale and positive ratios")
+    if lowest is not None and (not lowest or min(min(shape) for shape in lowest) <= 0):
+        raise ConfigError("ssdlite: lowest needs (scale, ratio) pairs of positive numbers, or null")

@@ -1,0 +1,144 @@
+"""Imports TensorFlow's ImageNet classifiers: MobileNetV2 of any width as a TFLite file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mnv2det.errors import WeightsError
+from mnv2det.models.layers import make_divisible
+from mnv2det.models.mobilenet_v2 import MobileNetV2
+from mnv2det.models.weights.files import Header
+from mnv2det.models.weights.loading import width_of
+from mnv2det.models.weights.matching import GLOBAL_POOL, MismatchError, Walk, convolution, weight_and_bias
+from mnv2det.models.weights.tflite import Graph, TensorInfo, read_tflite
+from mnv2det.structures import Preprocess
+
+NORM_EPS = 1e-3  # TensorFlow's; folded away in the file, but the imported norms need one
+BACKGROUND = "background"  # class 0 of the releases with 1001 classes
+# the one asked for most often first: it serves as the example if none fits
+WIDTHS = (1.0, *(round(0.05 * n, 2) for n in range(1, 81)))
+
+
+def convert_tflite(
+    path: str | os.PathLike[str], *, labels: Sequence[str] | None = None
+) -> tuple[dict[str, Tensor], Header]:
+    """Reads a MobileNetV2 classifier, quantised or float32.
+
+    Args:
+        path: The TFLite file.
+        labels: Class names; the background may be left out or be one too many. By default the
+            classes are named by their numbers.
+
+    Returns:
+        Tensors of the backbone and of head ``cls``, and the header, not trainable: batch norm
+        was folded into the convolutions (see `reestimate`).
+
+    Raises:
+        WeightsError: The file is damaged, or another network; names the first operator that differs.
+    """
+    graph, where = read_tflite(path), str(path)
+    preprocess = _preprocess(graph, where)
+    stem = next((len(op.weight) for op in graph.operators if op.weight is not None), 0)
+    candidates = [width for width in WIDTHS if make_divisible(32 * width) == stem] or [1.0]
+    tensors, nearest = {}, None
+    for width in candidates:
+        with torch.device("meta"):  # only its shapes matter
+            backbone = MobileNetV2(width=width, padding="same", norm_eps=NORM_EPS)
+        try:
+            tensors = _follow(Walk(graph, where=where), backbone)
+            break
+        except MismatchError as error:
+            if nearest is None or error.position > nearest.position:
+                nearest = error
+    if not tensors and nearest is not None:
+        raise nearest
+    rows = [len(tensors[f"backbone.blocks.{n}.project.norm.bias"]) for n in range(17)]
+    count = len(tensors["heads.cls.linear.bias"])
+    header = Header(
+        backbone={
+            "name": "mobilenet_v2",
+            "args": {"width": width_of(stem, rows, where=where), "padding": "same", "norm_eps": NORM_EPS},
+        },
+        heads={"cls": {"name": "classifier", "args": {}}},
+        classes={"cls": [str(n) for n in range(count)] if labels is None else fit_labels(labels, count)},
+        preprocess=preprocess,
+        trainable=False,
+        provenance={"source": Path(path).name, "sha256": graph.sha256},
+    )
+    return tensors, header
+
+
+def read_labels(path: str | os.PathLike[str]) -> list[str]:
+    """Class names, one per line; blank lines at the end do not count.
+
+    Raises:
+        WeightsError: The file cannot be read, or has a blank line between names.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").rstrip().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise WeightsError(f"{path}: cannot read the label file ({reason})") from None
+    names = [line.strip() for line in lines]
+    if "" in names:
+        raise WeightsError(f"{path}: line {names.index('') + 1} is blank, expected a class name")
+    return names
+
+
+def fit_labels(labels: Sequence[str], count: int) -> list[str]:
+    """Adds or drops the background class so that there are ``count`` names.
+
+    Raises:
+        WeightsError: Their number is another even so.
+    """
+    names = list(labels)
+    first_is_background = bool(names) and names[0].lower() == BACKGROUND
+    if len(names) == count - 1 and not first_is_background:
+        names = [BACKGROUND, *names]
+    elif len(names) == count + 1 and first_is_background:
+        names = names[1:]
+    if len(names) != count:
+        raise WeightsError(f"the label file has {len(names)} class names, but the network has {count} outputs")
+    return names
+
+
+def _follow(walk: Walk, backbone: MobileNetV2) -> dict[str, Tensor]:
+    tensors = walk.backbone(backbone)
+    walk.take(GLOBAL_POOL)
+    walk.skip("RESHAPE", "SQUEEZE")
+    step, inputs = walk.peek(), backbone.features["last"].channels
+    outputs = len(step.operator.weight) if step is not None and step.operator.weight is not None else 1001
+    head = walk.take(
+        convolution("CONV_2D", (1, 1), (1, 1), (1, 1), "", (inputs, outputs), "NONE"),
+        f"FULLY_CONNECTED {inputs} to {outputs} channels, NONE",
+    )
+    weight, bias = weight_and_bias(head)
+    walk.skip("RESHAPE", "SQUEEZE")
+    walk.skip("SOFTMAX")
+    walk.end()
+    return {**tensors, "heads.cls.linear.weight": weight.flatten(1), "heads.cls.linear.bias": bias}
+
+
+def _preprocess(graph: Graph, where: str) -> Preprocess:
+    """Input size of the graph; mean and std are those of all releases, x / 127.5 - 1."""
+    info = graph.inputs[0] if graph.inputs else None
+    if info is None or len(info.shape) != 4 or info.shape[3] != 3 or not all(32 <= n <= 4096 for n in info.shape[1:3]):
+        found = "none" if info is None else list(info.shape)
+        raise WeightsError(f"{where}: not a MobileNetV2: its input is {found}, expected [1, height, width, 3]")
+    low, high = _range(info)
+    if abs(low + 1) > 0.02 or abs(high - 1) > 0.02:
+        raise WeightsError(f"{where}: its input ranges from {low:.3g} to {high:.3g}, expected -1 to 1")
+    return Preprocess((info.shape[1], info.shape[2]), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def _range(info: TensorInfo) -> tuple[float, float]:
+    """Least and greatest input value; a float input does not say."""
+    if info.scale is None or info.zero_point is None or info.kind not in ("UINT8", "INT8"):
+        return -1.0, 1.0
+    least, scale, zero = 0 if info.kind == "UINT8" else -128, float(info.scale[0]), int(info.zero_point[0])
+    return (least - zero) * scale, (least + 255 - zero) * scale

@@ -1,0 +1,311 @@
+"""Reads TFLite files: the operators in execution order, their weights dequantised to float32.
+
+A damaged or hostile file ends in a `WeightsError`. Field numbers, codes and defaults are those of
+the published schema (tensorflow/lite/schema.fbs).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnv2det.errors import WeightsError
+from mnv2det.models.weights.flatbuffer import DamagedError, Table, scalar
+
+MAGIC = b"TFL3"  # at byte 4
+# far above any network of this family; they bound the time and memory a hostile file can cost
+MAX_BYTES, MAX_OPERATORS, MAX_BUFFERS, MAX_INPUTS, MAX_RANK = 1 << 31, 10_000, 100_000, 256, 8
+
+KINDS = {
+    0: "ADD", 1: "AVERAGE_POOL_2D", 2: "CONCATENATION", 3: "CONV_2D", 4: "DEPTHWISE_CONV_2D", 6: "DEQUANTIZE",
+    9: "FULLY_CONNECTED", 14: "LOGISTIC", 17: "MAX_POOL_2D", 18: "MUL", 19: "RELU", 21: "RELU6", 22: "RESHAPE",
+    23: "RESIZE_BILINEAR", 25: "SOFTMAX", 32: "CUSTOM", 34: "PAD", 39: "TRANSPOSE", 40: "MEAN", 41: "SUB",
+    43: "SQUEEZE", 45: "STRIDED_SLICE", 53: "CAST", 56: "ARG_MAX", 114: "QUANTIZE", 117: "HARD_SWISH",
+}  # fmt: skip
+PADDINGS = {0: "SAME", 1: "VALID"}
+ACTIVATIONS = {0: "NONE", 1: "RELU", 2: "RELU_N1_TO_1", 3: "RELU6", 4: "TANH"}
+TYPES = {
+    0: ("FLOAT32", "<f4"), 1: ("FLOAT16", "<f2"), 2: ("INT32", "<i4"), 3: ("UINT8", "u1"), 4: ("INT64", "<i8"),
+    7: ("INT16", "<i2"), 9: ("INT8", "i1"),
+}  # fmt: skip
+
+# kind: (type of its options table, {attribute: (field, struct code, default)})
+_POOL = {"padding": (0, "b", 0), "stride_w": (1, "i", 0), "stride_h": (2, "i", 0), "filter_w": (3, "i", 0),
+         "filter_h": (4, "i", 0), "activation": (5, "b", 0)}  # fmt: skip
+OPTIONS: dict[str, tuple[int, dict[str, tuple[int, str, float]]]] = {
+    "CONV_2D": (1, {"padding": (0, "b", 0), "stride_w": (1, "i", 0), "stride_h": (2, "i", 0),
+                    "activation": (3, "b", 0), "dilation_w": (4, "i", 1), "dilation_h": (5, "i", 1)}),
+    "DEPTHWISE_CONV_2D": (2, {"padding": (0, "b", 0), "stride_w": (1, "i", 0), "stride_h": (2, "i", 0),
+                              "depth_multiplier": (3, "i", 0), "activation": (4, "b", 0),
+                              "dilation_w": (5, "i", 1), "dilation_h": (6, "i", 1)}),
+    "AVERAGE_POOL_2D": (5, _POOL),
+    "MAX_POOL_2D": (5, _POOL),
+    "FULLY_CONNECTED": (8, {"activation": (0, "b", 0), "weights_format": (1, "b", 0)}),
+    "SOFTMAX": (9, {"beta": (0, "f", 0.0)}),
+    "CONCATENATION": (10, {"axis": (0, "i", 0), "activation": (1, "b", 0)}),
+    "ADD": (11, {"activation": (0, "b", 0)}),
+    "RESIZE_BILINEAR": (15, {"align_corners": (2, "?", False), "half_pixel_centers": (3, "?", False)}),
+    "MEAN": (27, {"keep_dims": (0, "?", False)}),
+}  # fmt: skip
+# the second input of these is an integer constant: a tuple of ints, flattened, as attribute
+CONSTANTS = {"RESHAPE": "shape", "MEAN": "axes", "PAD": "paddings", "RESIZE_BILINEAR": "size", "ARG_MAX": "axis"}
+# axes that bring a weight into torch's order: OHWI -> OIHW, 1HWC -> C1HW, (out, in) stays
+WEIGHT_AXES = {"CONV_2D": (0, 3, 1, 2), "DEPTHWISE_CONV_2D": (3, 0, 1, 2), "FULLY_CONNECTED": (0, 1)}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What the file says of one tensor.
+
+    Attributes:
+        index: In the file; operators are connected by it.
+        name: As in the file, at most 80 printable characters.
+        shape: (N, H, W, C) for feature maps; -1 or 1 where the file leaves a size open.
+        kind: ``FLOAT32``, ``INT8`` ... or ``TYPE_<n>``.
+        dtype: NumPy's name of it, empty for one this reader cannot decode.
+        scale: float32 (1,) or (channels,), None if not quantised.
+        zero_point: int64 of the same length, None if not quantised.
+        axis: The axis of per-channel scales.
+        buffer: Of its data in the file.
+    """
+
+    index: int
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    dtype: str
+    scale: NDArray[np.float32] | None
+    zero_point: NDArray[np.int64] | None
+    axis: int
+    buffer: int
+
+
+@dataclass
+class Operator:
+    """One step of the network.
+
+    Attributes:
+        index: In the file's execution order; steps that only unpack a constant are left out.
+        kind: The schema's name, or ``OP_<n>`` for one this reader has no name for.
+        inputs: Tensors it computes from (constants excluded).
+        outputs: Tensors it computes.
+        weight: float32 in torch's layout: (out, in, kh, kw), depthwise (channels, 1, kh, kw),
+            fully connected (out, in); None for operators without.
+        bias: float32 (out,), or None.
+        attributes: ``stride``, ``dilation``, ``filter`` as (vertical, horizontal) ints; ``padding``
+            and ``activation`` as names (``SAME``, ``RELU6``, ``NONE`` ...); others as in `OPTIONS`
+            and `CONSTANTS`.
+    """
+
+    index: int
+    kind: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    weight: NDArray[np.float32] | None = None
+    bias: NDArray[np.float32] | None = None
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Graph:
+    """A network: its operators in execution order, what it takes and what it gives.
+
+    Attributes:
+        sha256: Of the file.
+    """
+
+    operators: list[Operator]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    sha256: str
+
+
+def read_tflite(path: str | os.PathLike[str]) -> Graph:
+    """Reads a TFLite file of one graph.
+
+    Raises:
+        WeightsError: It is missing, no TFLite file, truncated, damaged, or its weights are of a
+            type this reader does not know.
+    """
+    try:
+        size = Path(path).stat().st_size if Path(path).is_file() else -1
+        if size < 0 or size > MAX_BYTES:
+            raise WeightsError(f"{path}: no such TFLite file" if size < 0 else f"{path}: over 2 GiB, no TFLite file")
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot read the TFLite file ({error.strerror})") from None
+    if not is_tflite(data):
+        raise WeightsError(f"{path}: not a TFLite file ('TFL3' expected at byte 4)")
+    try:
+        return _Reader(data).graph()
+    except DamagedError as error:
+        raise WeightsError(f"{path}: truncated, damaged or unsupported TFLite file ({error})") from None
+
+
+def is_tflite(start: bytes) -> bool:
+    """Whether these are the first bytes (at least 8) of a TFLite file."""
+    return start[4:8] == MAGIC
+
+
+class _Reader:
+    """Walks one file. Its methods raise `DamagedError`."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        model = Table(data, scalar(data, 0, "I"))
+        codes = [Table(data, at) for at in model.places(1, MAX_OPERATORS)]
+        # codes above 126 do not fit the older one-byte field
+        self.codes = [max(code.scalar(0, "b"), code.scalar(3, "i")) for code in codes]
+        self.buffers = [Table(data, at).vector(0, "u1") for at in model.places(4, MAX_BUFFERS)]
+        graphs = model.places(2, MAX_OPERATORS)
+        if len(graphs) != 1:
+            raise DamagedError(f"{len(graphs)} graphs, expected 1")
+        self.main = Table(data, graphs[0])
+        self.tensors = self.main.places(0, MAX_BUFFERS)
+        self.known: dict[int, TensorInfo] = {}
+        self.unpacked: dict[int, int] = {}  # tensor -> the constant it is unpacked from (float16 files)
+        self.budget = 4 * len(data)  # elements to dequantise: many tensors may claim the same bytes
+
+    def graph(self) -> Graph:
+        operators = []
+        for index, at in enumerate(self.main.places(3, MAX_OPERATORS)):
+            operator = self.operator(index, Table(self.data, at))
+            if operator is not None:
+                operators.append(operator)
+        ends = [self.infos(self.main.vector(number, "<i4")) for number in (1, 2)]
+        return Graph(operators, ends[0], ends[1], hashlib.sha256(self.data).hexdigest())
+
+    def operator(self, index: int, table: Table) -> Operator | None:
+        code = table.scalar(0, "I")
+        if code >= len(self.codes):
+            raise DamagedError(f"operator {index} has code {code} of {len(self.codes)}")
+        number = self.codes[code]
+        kind = KINDS.get(number, f"OP_{number}")
+        numbers = [int(tensor) for tensor in table.vector(1, "<i4")[: MAX_INPUTS + 1]]
+        outputs = self.infos(table.vector(2, "<i4"))
+        if len(numbers) > MAX_INPUTS:
+            raise DamagedError(f"operator {index} {kind} has more than {MAX_INPUTS} inputs")
+        given = {slot: self.info(tensor) for slot, tensor in enumerate(numbers) if tensor != -1}
+        moving = tuple(info for info in given.values() if not self.constant(info).size)
+        if kind == "DEQUANTIZE" and not moving and len(given) == len(outputs) == 1:
+            self.unpacked[outputs[0].index] = given[0].index
+            return None
+        found = Operator(index, kind, moving, outputs, attributes=self.attributes(index, kind, table))
+        if kind in CONSTANTS and 1 in given and 0 < (values := self.constant(given[1])).size <= 64:
+            found.attributes[CONSTANTS[kind]] = tuple(int(value) for value in values.flat)
+        if kind in WEIGHT_AXES:
+            try:
+                self.weigh(found, given)
+            except DamagedError as error:
+                raise DamagedError(f"operator {index} {kind}: {error}") from None
+        return found
+
+    def attributes(self, index: int, kind: str, table: Table) -> dict[str, Any]:
+        expected, names = OPTIONS.get(kind, (0, {}))
+        options, given = table.table(4) if names else None, table.scalar(3, "B")
+        if options is not None and given != expected:
+            raise DamagedError(f"operator {index} {kind} has options of type {given}, expected {expected}")
+        values = {n: options.scalar(*where) if options else where[2] for n, where in names.items()}
+        for name, words in (("padding", PADDINGS), ("activation", ACTIVATIONS)):
+            if name in values:
+                values[name] = words.get(values[name], f"{name.upper()}_{values[name]}")
+        for name in ("stride", "dilation", "filter"):
+            if f"{name}_h" in values:
+                values[name] = (values.pop(f"{name}_h"), values.pop(f"{name}_w"))
+        return values
+
+    def weigh(self, operator: Operator, given: dict[int, TensorInfo]) -> None:
+        """Adds weight and bias."""
+        axes = WEIGHT_AXES[operator.kind]
+        if 1 not in given or not self.constant(given[1]).size:
+            raise DamagedError("its weight is no constant")
+        weight = self.dequantize(given[1])
+        if weight.ndim != len(axes) or (operator.kind == "DEPTHWISE_CONV_2D" and weight.shape[0] != 1):
+            raise DamagedError(f"its weight has shape {list(weight.shape)}")
+        operator.weight = np.ascontiguousarray(weight.transpose(axes))
+        if 2 in given:
+            fallback = None
+            if given[0].scale is not None and given[1].scale is not None:
+                fallback = (given[0].scale[:1].astype(np.float64) * given[1].scale).astype(np.float64)
+            operator.bias = self.dequantize(given[2], fallback)
+            if operator.bias.shape != operator.weight.shape[:1]:
+                shape, channels = list(operator.bias.shape), len(operator.weight)
+                raise DamagedError(f"its bias has shape {shape}, expected [{channels}]")
+
+    def dequantize(self, info: TensorInfo, fallback: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
+        """A constant as float32; ``fallback`` is the scale of integers that state none."""
+        raw = self.constant(info)
+        self.budget -= raw.size
+        if self.budget < 0:
+            raise DamagedError("more weights than the file has room for")
+        if raw.dtype.kind == "f":
+            values = raw.astype(np.float32)
+        else:
+            # float32 holds a product of 8 or 16 bits as TFLite itself computes it; int32 needs more
+            exact = np.float32 if raw.itemsize <= 2 else np.float64
+            scale, zero = (info.scale, info.zero_point) if info.scale is not None else (fallback, None)
+            if scale is None:
+                raise DamagedError(f"tensor '{info.name}' is {info.kind} without a scale")
+            shape = [1] * raw.ndim
+            if len(scale) > 1:
+                if not 0 <= info.axis < raw.ndim or raw.shape[info.axis] != len(scale):
+                    raise DamagedError(f"tensor '{info.name}' has {len(scale)} scales for shape {list(raw.shape)}")
+                shape[info.axis] = len(scale)
+            with np.errstate(all="ignore"):
+                shifted = raw.astype(exact)
+                if zero is not None:
+                    shifted -= zero.astype(exact).reshape(shape)
+                values = (shifted * scale.astype(exact).reshape(shape)).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise DamagedError(f"tensor '{info.name}' holds values that are not finite")
+        return values
+
+    def constant(self, info: TensorInfo) -> NDArray[Any]:
+        """The stored numbers of a constant; empty for a tensor that is computed."""
+        if info.index in self.unpacked:
+            info = self.info(self.unpacked[info.index])
+        data = self.buffers[info.buffer]
+        if not data.size:
+            return data
+        if info.dtype == "":
+            raise DamagedError(f"tensor '{info.name}' is a constant of unsupported type {info.kind}")
+        if min(info.shape, default=1) < 0 or math.prod(info.shape) * np.dtype(info.dtype).itemsize != len(data):
+            raise DamagedError(f"tensor '{info.name}' of shape {list(info.shape)} has {len(data)} bytes of data")
+        return data.view(info.dtype).reshape(info.shape)
+
+    def infos(self, numbers: NDArray[Any]) -> tuple[TensorInfo, ...]:
+        if len(numbers) > MAX_INPUTS:
+            raise DamagedError(f"{len(numbers)} tensors in one list, at most {MAX_INPUTS} are believable")
+        return tuple(self.info(int(number)) for number in numbers)
+
+    def info(self, index: int) -> TensorInfo:
+        if index not in self.known:
+            if not 0 <= index < len(self.tensors):
+                raise DamagedError(f"tensor {index} of {len(self.tensors)}")
+            self.known[index] = self.parse_info(index, Table(self.data, self.tensors[index]))
+        return self.known[index]
+
+    def parse_info(self, index: int, table: Table) -> TensorInfo:
+        name = "".join(c if c.isprintable() else "?" for c in table.vector(3, "u1")[:80].tobytes().decode("utf-8", "replace"))
+        shape, number, buffer = table.vector(0, "<i4"), table.scalar(1, "b"), table.scalar(2, "I")
+        if len(shape) > MAX_RANK or buffer >= len(self.buffers):
+            raise DamagedError(f"tensor '{name}' has {len(shape)} axes and buffer {buffer} of {len(self.buffers)}")
+        if table.table(6) is not None:
+            raise DamagedError(f"tensor '{name}' is stored sparse, which is not supported")
+        scale, zero, axis = None, None, 0
+        quantization = table.table(4)
+        if quantization is not None and (scales := quantization.vector(2, "<f4")).size:
+            scale, axis = scales, quantization.scalar(6, "i")
+            zeros = quantization.vector(3, "<i8")
+            zero = zeros if zeros.size else np.zeros(len(scales), np.int64)
+            if len(zero) != len(scale):
+                raise DamagedError(f"tensor '{name}' has {len(scale)} scales but {len(zero)} zero points")
+        kind, dtype = TYPES.get(number, (f"TYPE_{number}", ""))
+        return TensorInfo(index, name, tuple(int(size) for size in shape), kind, dtype, scale, zero, axis, buffer)

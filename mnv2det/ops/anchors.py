@@ -1,0 +1,73 @@
+"""SSD's anchors (RECIPES, section 2; TensorFlow Object Detection API, ssd_anchor_generator)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Shape = tuple[float, float]  # scale (side relative to the image) and aspect ratio (width / height)
+
+
+def level_shapes(
+    levels: int,
+    *,
+    min_scale: float = 0.2,
+    max_scale: float = 0.95,
+    ratios: Sequence[float] = (1.0, 2.0, 0.5, 3.0, 1 / 3),
+    lowest: Sequence[Shape] | None = ((0.1, 1.0), (0.2, 2.0), (0.2, 0.5)),
+) -> tuple[tuple[Shape, ...], ...]:
+    """Anchor shapes of every level.
+
+    Args:
+        levels: Number of feature maps, finest first.
+        min_scale: Scale of the finest level.
+        max_scale: Scale of the coarsest; those between are spaced evenly.
+        ratios: Aspect ratios of every level; each also gets ``(sqrt(s_k s_k+1), 1)``.
+        lowest: Shapes of the finest level instead; None treats it as the others.
+
+    Returns:
+        For each level its (scale, ratio) pairs.
+    """
+    step = (max_scale - min_scale) / max(levels - 1, 1)
+    scales = [min_scale + step * level for level in range(levels)] + [1.0]
+    shapes = [
+        (*((scale, ratio) for ratio in ratios), (math.sqrt(scale * above), 1.0))
+        for scale, above in zip(scales, scales[1:], strict=False)
+    ]
+    if lowest is not None:
+        shapes[0] = tuple((scale, ratio) for scale, ratio in lowest)
+    return tuple(shapes)
+
+
+@functools.lru_cache(maxsize=32)
+def make_anchors(
+    maps: tuple[tuple[int, int], ...], shapes: tuple[tuple[Shape, ...], ...], size: tuple[int, int]
+) -> Tensor:
+    """Anchors of all levels, one level after another, row by row, shape by shape.
+
+    Centres are ``(i + .5) / map`` of the image. Sides are relative to the image's shorter side, so
+    that a ratio is one of pixels in images that are not square. Not clipped.
+
+    Args:
+        maps: (height, width) of each level's feature map.
+        shapes: From `level_shapes`.
+        size: (H, W) of the image in pixels.
+
+    Returns:
+        float32 (A, 4), xyxy in pixels; do not write to it, it is cached.
+    """
+    side = min(size)
+    found = []
+    for (height, width), level in zip(maps, shapes, strict=True):
+        ys = (torch.arange(height, dtype=torch.float64) + 0.5) / height * size[0]
+        xs = (torch.arange(width, dtype=torch.float64) + 0.5) / width * size[1]
+        scale, ratio = torch.tensor(level, dtype=torch.float64).unbind(1)
+        half = torch.stack([scale * ratio.sqrt(), scale / ratio.sqrt()], dim=1) * side / 2
+        y, x = torch.meshgrid(ys, xs, indexing="ij")
+        center = torch.stack([x, y], dim=-1)[:, :, None]
+        found.append(torch.cat([center - half, center + half], dim=-1).reshape(-1, 4))
+    return torch.cat(found).float()

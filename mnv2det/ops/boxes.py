@@ -1,0 +1,62 @@
+"""Box arithmetic. Boxes are xyxy; anchors and boxes are in the same unit, whichever it is."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# RECIPES, section 2: scales of the box code, y 10 x 10 h 5 w 5 (variances .1 .2)
+CENTER_SCALE, SIZE_SCALE = 10.0, 5.0
+# a decoded box is at most this many times its anchor, so that exp() cannot overflow in training
+MAX_LOG_SIZE = math.log(1000.0)
+
+
+def to_center(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Centres and sizes, (..., 2) each as (x, y) and (w, h), of xyxy boxes (..., 4)."""
+    return (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
+
+
+def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Box code of SSD: what the box branch should predict at an anchor.
+
+    Args:
+        boxes: (..., A, 4) xyxy; a box without area gives a finite but meaningless code.
+        anchors: (A, 4) xyxy.
+
+    Returns:
+        (..., A, 4): scaled offsets x, y and log sizes w, h.
+    """
+    (center, size), (anchor_center, anchor_size) = to_center(boxes), to_center(anchors)
+    offset = (center - anchor_center) / anchor_size * CENTER_SCALE
+    growth = (size.clamp(min=1e-6) / anchor_size).log() * SIZE_SCALE
+    return torch.cat([offset, growth], dim=-1)
+
+
+def decode(codes: Tensor, anchors: Tensor) -> Tensor:
+    """Inverse of `encode`.
+
+    Args:
+        codes: (..., A, 4).
+        anchors: (A, 4) xyxy.
+
+    Returns:
+        (..., A, 4) xyxy, not clipped to the image.
+    """
+    anchor_center, anchor_size = to_center(anchors)
+    center = codes[..., :2] / CENTER_SCALE * anchor_size + anchor_center
+    half = (codes[..., 2:] / SIZE_SCALE).clamp(max=MAX_LOG_SIZE).exp() * anchor_size / 2
+    return torch.cat([center - half, center + half], dim=-1)
+
+
+def area(boxes: Tensor) -> Tensor:
+    """Areas (...) of xyxy boxes (..., 4); never negative."""
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)
+
+
+def intersection(first: Tensor, second: Tensor) -> Tensor:
+    """Overlap areas (..., N, M) of xyxy boxes (..., N, 4) and (..., M, 4), batched by broadcasting."""
+    low = torch.maximum(first[..., :, None, :2], second[..., None, :, :2])
+    high = torch.minimum(first[..., :, None, 2:], second[..., None, :, 2:])
+    return (high - low).clamp(min=0).prod(dim=-1)
