@@ -1,1 +1,1 @@
-"""."""
+"""Building, training and evaluating what a config describes."""

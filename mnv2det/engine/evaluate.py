@@ -95,7 +95,7 @@ def evaluate_source(
     run = Path(source)
     config = load_config(run / "config.yaml" if run.is_dir() else run, overrides)
     check(config)
-    chosen = weights or (str(run / "best.safetensors") if run.is_dir() else config.model.weights)
+    chosen = weights or (str(run_weights(run)) if run.is_dir() else config.model.weights)
     if chosen is None:
         raise ConfigError(f"{source}: nothing to evaluate; name a run folder, model.weights=FILE or --weights FILE")
     model, _ = from_file(chosen)
@@ -108,6 +108,18 @@ def evaluate_source(
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         figures = evaluate(model, dataset, build_evaluators(config, model.classes), group, config)
     return {"weights": chosen, "images": len(dataset), "figures": figures, "problems": dataset.problems}
+
+
+def run_weights(run: Path) -> Path:
+    """The weight file that a run folder is judged by.
+
+    Raises:
+        WeightsError: There is none yet.
+    """
+    path = run / "best.safetensors"
+    if not path.is_file():
+        raise WeightsError(f"{run}: no best.safetensors in this folder; has the run been evaluated yet?")
+    return path
 
 
 def write_json(path: str | Path, data: Any) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,14 @@ from tqdm import tqdm
 from mnv2det.data.images import list_images, read_image
 from mnv2det.errors import ConfigError, WeightsError
 from mnv2det.models.model import Model, assemble
-from mnv2det.models.weights.files import HEADER_KEY, Header, save_weights
-from mnv2det.models.weights.imagenet import convert_tflite, fit_labels, read_labels
+from mnv2det.models.weights.files import Header, save_weights
+from mnv2det.models.weights.imagenet import convert_tflite, read_labels
 from mnv2det.models.weights.loading import TORCHVISION, convert_torchvision, open_weights
 from mnv2det.models.weights.reestimate import reestimate
 from mnv2det.models.weights.tflite import is_tflite
 
 BATCH = 8
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # tensors that are no parameters
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # how files of torch.save start, today's and before 1.6
 
 
@@ -62,26 +61,23 @@ def import_weights(
         raise WeightsError(f"{output}: expected a file name that ends in .safetensors")
     if limit < 1:
         raise ConfigError(f"limit: expected at least 1 image, got {limit}")
-    names = read_labels(labels) if labels else None
-    tensors, header, folded = _open(source, names)
+    tensors, header, folded = _open(source, labels)
     if images and not folded:
         raise WeightsError(f"{source}: its batch norm is not folded; images serve to re-estimate that of TFLite files")
-    model = assemble(header.backbone, header.heads, classes=header.classes, preprocess=header.preprocess)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise WeightsError(f"{source}: does not fit the model ({' '.join(str(error).split())[:300]})") from None
     used, difference = 0, None
-    if images:
-        used, difference = _reestimate(model.eval(), header, images, limit, progress)
+    if header.heads:
+        model = _build(tensors, header, source)
+        if images:
+            used, difference = _reestimate(model, header, source, _choose(images, limit), progress)
+            tensors = model.state_dict()
     try:
-        save_weights(output, model.state_dict(), header)
+        save_weights(output, tensors, header)
     except OSError as error:
         raise WeightsError(f"{output}: cannot write ({error.strerror})") from None
     return {
         "architecture": header.backbone["name"],
         "width": header.backbone["args"]["width"],
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": sum(tensor.numel() for name, tensor in tensors.items() if not name.endswith(STATISTICS)),
         "classes": sum(map(len, header.classes.values())),
         "trainable": header.trainable,
         "images": used,
@@ -91,26 +87,31 @@ def import_weights(
     }
 
 
-def _open(source: str, labels: list[str] | None) -> tuple[dict[str, Tensor], Header, bool]:
+def _open(source: str, labels: str | None) -> tuple[dict[str, Tensor], Header, bool]:
     """Tensors, header, and whether batch norm is folded."""
     if source.startswith(TORCHVISION):
         tensors, header = open_weights(source)
     else:
         try:
             with open(source, "rb") as file:
-                start = file.read(64)
+                start = file.read(16)
         except OSError as error:
             raise WeightsError(f"{source}: cannot read the weight file ({error.strerror})") from None
         if is_tflite(start):
             return *convert_tflite(source, labels=labels), True
         if start[8:9] == b"{":
-            raise WeightsError(f"{source}: a safetensors file; one of ours ('{HEADER_KEY}' header) needs no import")
+            raise WeightsError(f"{source}: a safetensors file; if mnv2det wrote it, use it as it is")
         if not start.startswith((ZIP, PICKLE)):
             raise WeightsError(f"{source}: neither a TFLite file nor one of torch.save")
-        tensors, header = convert_torchvision(_state_dict(source), where=Path(source).name)
-    tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
-    if labels is not None and header.classes:
-        header.classes = {task: fit_labels(labels, len(known)) for task, known in header.classes.items()}
+        try:
+            tensors, header = convert_torchvision(_state_dict(source), where=Path(source).name)
+        except (KeyError, IndexError) as error:
+            raise WeightsError(f"{source}: not a torchvision mobilenet_v2 ({error})") from None
+    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    if labels is not None:
+        if not header.classes:
+            raise WeightsError(f"{source}: has no classifier that {labels} could name the classes of")
+        header.classes = {task: read_labels(labels, len(names)) for task, names in header.classes.items()}
     return tensors, header, False
 
 
@@ -118,29 +119,44 @@ def _state_dict(source: str) -> Mapping[str, Tensor]:
     """Loads a state dict, also one that a training script wrapped under ``model`` or ``state_dict``."""
     try:
         state = torch.load(source, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever a damaged pickle makes torch stumble over
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(f"{source}: damaged, or not a plain state dict of torch.save ({reason})") from None
     for key in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise WeightsError(f"{source}: expected a state dict (names and tensors), found {type(state).__name__}")
+        raise WeightsError(f"{source}: expected a state dict of names and tensors")
     return state
 
 
-def _reestimate(model: Model, header: Header, folder: str, limit: int, progress: bool) -> tuple[int, float]:
-    """Number of images used, and the largest logit difference on the first of them."""
+def _build(tensors: Mapping[str, Tensor], header: Header, source: str) -> Model:
+    model = assemble(header.backbone, header.heads, classes=header.classes, preprocess=header.preprocess)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise WeightsError(f"{source}: does not fit the model ({' '.join(str(error).split())[:300]})") from None
+    return model.eval()
+
+
+def _choose(folder: str, limit: int) -> list[Path]:
+    """Images spread evenly over a folder, whose order may go by class."""
     found = list_images(folder)
     count = min(limit, len(found))
-    paths = [found[index * len(found) // count] for index in range(count)]
+    return [found[index * len(found) // count] for index in range(count)]
+
+
+@torch.no_grad()
+def _reestimate(model: Model, header: Header, source: str, paths: list[Path], progress: bool) -> tuple[int, float]:
+    """Number of images used, and the largest logit difference on the first of them."""
     sample = next(_batches(model, paths[:1], progress=False))
-    with torch.no_grad():
-        before = model(sample)["cls"]["logits"]
+    before = model(sample)["cls"]["logits"]
+    try:
         used = reestimate(model, _batches(model, paths, progress=progress), header=header)
-        difference = float((model(sample)["cls"]["logits"] - before).abs().max())
-    header.provenance["reestimated_from"] = {"images": used, "folder": os.path.basename(os.path.abspath(folder))}
-    return used, difference
+    except WeightsError as error:
+        raise WeightsError(f"{source}: {error}") from None
+    header.provenance["norm_images"] = used
+    return used, float((model(sample)["cls"]["logits"] - before).abs().max())
 
 
 def _batches(model: Model, paths: list[Path], *, progress: bool) -> Iterator[Tensor]:

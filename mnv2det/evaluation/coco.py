@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -36,8 +36,8 @@ class Record(NamedTuple):
 class Truths(NamedTuple):
     """Annotated boxes of all images, sorted by image.
 
-    Boxes are xywh and double here, unlike everywhere else: `x + w - x` need not be `w`, and figures
-    computed from a COCO file shall equal the official tool's to the last bit.
+    Boxes are xywh and double here, unlike everywhere else: `x + w - x` need not be `w`, and on the
+    boxes of a COCO file every overlap shall round as the official tool's does.
 
     Attributes:
         image: int64 (N,), position of the image.
@@ -241,11 +241,10 @@ def _evaluate_class(
         "images": [{"id": image} for image in np.union1d(truths.image, found.image).tolist()],
         "categories": [{"id": 1, "name": "1"}],
     }
-    sides = [COCO(), COCO()]
-    crowd = truths.ignore.astype(np.int64)
-    sides[0].dataset = {**head, "annotations": _annotations(truths, area=truths.area, iscrowd=crowd)}
     area = found.boxes[:, 2] * found.boxes[:, 3]
-    sides[1].dataset = {**head, "annotations": _annotations(found, area=area, score=found.score)}
+    sides = [COCO(), COCO()]
+    sides[0].dataset = {**head, "annotations": _annotations(truths, truths.area, "iscrowd", truths.ignore)}
+    sides[1].dataset = {**head, "annotations": _annotations(found, area, "score", found.score)}
     with contextlib.redirect_stdout(io.StringIO()):
         for side in sides:
             side.createIndex()
@@ -256,17 +255,15 @@ def _evaluate_class(
     return np.asarray(evaluation.eval["precision"])[:, :, 0], np.asarray(evaluation.eval["recall"])[:, 0]
 
 
-def _annotations(table: Truths | Found, **more: NDArray[Any]) -> list[dict[str, Any]]:
+def _annotations(
+    table: Truths | Found, area: NDArray[np.float64], key: str, values: NDArray[Any]
+) -> list[dict[str, Any]]:
     """The dict per box that the libraries read; ids start at 1 because they take 0 for unmatched."""
-    columns: Mapping[str, NDArray[Any]] = {
-        "id": np.arange(1, len(table.image) + 1),
-        "image_id": table.image,
-        "category_id": np.ones(len(table.image), np.int64),
-        "bbox": table.boxes,
-        **more,
-    }
-    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-    return [dict(zip(columns, row, strict=True)) for row in rows]
+    rows = zip(table.image.tolist(), table.boxes.tolist(), area.tolist(), values.tolist(), strict=True)
+    return [
+        {"id": number, "image_id": image, "category_id": 1, "bbox": box, "area": square, key: value}
+        for number, (image, box, square, value) in enumerate(rows, 1)
+    ]
 
 
 def _check_settings(backend: str, max_detections: Sequence[int]) -> None:
@@ -285,7 +282,7 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 def _copy(tensor: Any, dtype: type) -> NDArray[Any]:
     """A compact copy on the host, so that a record keeps no batch alive."""
-    return np.array(tensor.detach().cpu(), dtype)
+    return np.array(tensor.detach().cpu().numpy(), dtype)
 
 
 def _xywh(boxes: NDArray[np.float64]) -> NDArray[np.float64]:

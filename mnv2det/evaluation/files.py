@@ -182,7 +182,7 @@ def _id(entry: Any, key: str) -> int | str:
         return int(value)
     if type(value) not in (int, str):
         raise _EntryError(f"{key} must be a whole number or a string, got {reprlib.repr(value)}")
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def _known(entry: Any, key: str, positions: Ids, source: PathLike | None = None) -> int:

@@ -48,10 +48,12 @@ class Table:
         return self.at + offset if offset else 0
 
     def scalar(self, number: int, code: str, default: float = 0) -> Any:
+        """A field that is a number, ``default`` if the table leaves it out."""
         at = self.place(number)
         return scalar(self.data, at, code) if at else default
 
     def table(self, number: int) -> Table | None:
+        """A field that is a table, None if this one leaves it out."""
         at = self.place(number)
         return Table(self.data, at + scalar(self.data, at, "I")) if at else None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,14 +24,14 @@ WIDTHS = (1.0, *(round(0.05 * n, 2) for n in range(1, 81)))
 
 
 def convert_tflite(
-    path: str | os.PathLike[str], *, labels: Sequence[str] | None = None
+    path: str | os.PathLike[str], *, labels: str | os.PathLike[str] | None = None
 ) -> tuple[dict[str, Tensor], Header]:
     """Reads a MobileNetV2 classifier, quantised or float32.
 
     Args:
         path: The TFLite file.
-        labels: Class names; the background may be left out or be one too many. By default the
-            classes are named by their numbers.
+        labels: Text file of class names, see `read_labels`. By default classes are named by
+            their numbers.
 
     Returns:
         Tensors of the backbone and of head ``cls``, and the header, not trainable: batch norm
@@ -65,7 +64,7 @@ def convert_tflite(
             "args": {"width": width_of(stem, rows, where=where), "padding": "same", "norm_eps": NORM_EPS},
         },
         heads={"cls": {"name": "classifier", "args": {}}},
-        classes={"cls": [str(n) for n in range(count)] if labels is None else fit_labels(labels, count)},
+        classes={"cls": [str(n) for n in range(count)] if labels is None else read_labels(labels, count)},
         preprocess=preprocess,
         trainable=False,
         provenance={"source": Path(path).name, "sha256": graph.sha256},
@@ -73,37 +72,32 @@ def convert_tflite(
     return tensors, header
 
 
-def read_labels(path: str | os.PathLike[str]) -> list[str]:
+def read_labels(path: str | os.PathLike[str], count: int) -> list[str]:
     """Class names, one per line; blank lines at the end do not count.
 
+    Args:
+        path: A text file in UTF-8.
+        count: How many classes there are. A missing background class is put first, a superfluous
+            one dropped.
+
     Raises:
-        WeightsError: The file cannot be read, or has a blank line between names.
+        WeightsError: The file cannot be read, has a blank line between names, or other than
+            ``count`` names.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").rstrip().splitlines()
+        names = [line.strip() for line in Path(path).read_text(encoding="utf-8").rstrip().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise WeightsError(f"{path}: cannot read the label file ({reason})") from None
-    names = [line.strip() for line in lines]
     if "" in names:
         raise WeightsError(f"{path}: line {names.index('') + 1} is blank, expected a class name")
-    return names
-
-
-def fit_labels(labels: Sequence[str], count: int) -> list[str]:
-    """Adds or drops the background class so that there are ``count`` names.
-
-    Raises:
-        WeightsError: Their number is another even so.
-    """
-    names = list(labels)
-    first_is_background = bool(names) and names[0].lower() == BACKGROUND
-    if len(names) == count - 1 and not first_is_background:
+    found, first_is_background = len(names), names[:1] == [BACKGROUND]
+    if found == count - 1 and not first_is_background:
         names = [BACKGROUND, *names]
-    elif len(names) == count + 1 and first_is_background:
+    elif found == count + 1 and first_is_background:
         names = names[1:]
     if len(names) != count:
-        raise WeightsError(f"the label file has {len(names)} class names, but the network has {count} outputs")
+        raise WeightsError(f"{path}: {found} class names, but the network has {count} outputs")
     return names
 
 
@@ -131,7 +125,7 @@ def _preprocess(graph: Graph, where: str) -> Preprocess:
         found = "none" if info is None else list(info.shape)
         raise WeightsError(f"{where}: not a MobileNetV2: its input is {found}, expected [1, height, width, 3]")
     low, high = _range(info)
-    if abs(low + 1) > 0.02 or abs(high - 1) > 0.02:
+    if not (abs(low + 1) < 0.02 and abs(high - 1) < 0.02):  # also true of a NaN
         raise WeightsError(f"{where}: its input ranges from {low:.3g} to {high:.3g}, expected -1 to 1")
     return Preprocess((info.shape[1], info.shape[2]), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 

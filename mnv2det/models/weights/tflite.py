@@ -1,7 +1,6 @@
 """Reads TFLite files: the operators in execution order, their weights dequantised to float32.
 
-A damaged or hostile file ends in a `WeightsError`. Field numbers, codes and defaults are those of
-the published schema (tensorflow/lite/schema.fbs).
+A damaged or hostile file ends in a `WeightsError`.
 """
 
 from __future__ import annotations
@@ -18,46 +17,11 @@ from numpy.typing import NDArray
 
 from mnv2det.errors import WeightsError
 from mnv2det.models.weights.flatbuffer import DamagedError, Table, scalar
+from mnv2det.models.weights.tflite_schema import ACTIVATIONS, CONSTANTS, KINDS, OPTIONS, PADDINGS, TYPES, WEIGHT_AXES
 
 MAGIC = b"TFL3"  # at byte 4
 # far above any network of this family; they bound the time and memory a hostile file can cost
-MAX_BYTES, MAX_OPERATORS, MAX_BUFFERS, MAX_INPUTS, MAX_RANK = 1 << 31, 10_000, 100_000, 256, 8
-
-KINDS = {
-    0: "ADD", 1: "AVERAGE_POOL_2D", 2: "CONCATENATION", 3: "CONV_2D", 4: "DEPTHWISE_CONV_2D", 6: "DEQUANTIZE",
-    9: "FULLY_CONNECTED", 14: "LOGISTIC", 17: "MAX_POOL_2D", 18: "MUL", 19: "RELU", 21: "RELU6", 22: "RESHAPE",
-    23: "RESIZE_BILINEAR", 25: "SOFTMAX", 32: "CUSTOM", 34: "PAD", 39: "TRANSPOSE", 40: "MEAN", 41: "SUB",
-    43: "SQUEEZE", 45: "STRIDED_SLICE", 53: "CAST", 56: "ARG_MAX", 114: "QUANTIZE", 117: "HARD_SWISH",
-}  # fmt: skip
-PADDINGS = {0: "SAME", 1: "VALID"}
-ACTIVATIONS = {0: "NONE", 1: "RELU", 2: "RELU_N1_TO_1", 3: "RELU6", 4: "TANH"}
-TYPES = {
-    0: ("FLOAT32", "<f4"), 1: ("FLOAT16", "<f2"), 2: ("INT32", "<i4"), 3: ("UINT8", "u1"), 4: ("INT64", "<i8"),
-    7: ("INT16", "<i2"), 9: ("INT8", "i1"),
-}  # fmt: skip
-
-# kind: (type of its options table, {attribute: (field, struct code, default)})
-_POOL = {"padding": (0, "b", 0), "stride_w": (1, "i", 0), "stride_h": (2, "i", 0), "filter_w": (3, "i", 0),
-         "filter_h": (4, "i", 0), "activation": (5, "b", 0)}  # fmt: skip
-OPTIONS: dict[str, tuple[int, dict[str, tuple[int, str, float]]]] = {
-    "CONV_2D": (1, {"padding": (0, "b", 0), "stride_w": (1, "i", 0), "stride_h": (2, "i", 0),
-                    "activation": (3, "b", 0), "dilation_w": (4, "i", 1), "dilation_h": (5, "i", 1)}),
-    "DEPTHWISE_CONV_2D": (2, {"padding": (0, "b", 0), "stride_w": (1, "i", 0), "stride_h": (2, "i", 0),
-                              "depth_multiplier": (3, "i", 0), "activation": (4, "b", 0),
-                              "dilation_w": (5, "i", 1), "dilation_h": (6, "i", 1)}),
-    "AVERAGE_POOL_2D": (5, _POOL),
-    "MAX_POOL_2D": (5, _POOL),
-    "FULLY_CONNECTED": (8, {"activation": (0, "b", 0), "weights_format": (1, "b", 0)}),
-    "SOFTMAX": (9, {"beta": (0, "f", 0.0)}),
-    "CONCATENATION": (10, {"axis": (0, "i", 0), "activation": (1, "b", 0)}),
-    "ADD": (11, {"activation": (0, "b", 0)}),
-    "RESIZE_BILINEAR": (15, {"align_corners": (2, "?", False), "half_pixel_centers": (3, "?", False)}),
-    "MEAN": (27, {"keep_dims": (0, "?", False)}),
-}  # fmt: skip
-# the second input of these is an integer constant: a tuple of ints, flattened, as attribute
-CONSTANTS = {"RESHAPE": "shape", "MEAN": "axes", "PAD": "paddings", "RESIZE_BILINEAR": "size", "ARG_MAX": "axis"}
-# axes that bring a weight into torch's order: OHWI -> OIHW, 1HWC -> C1HW, (out, in) stays
-WEIGHT_AXES = {"CONV_2D": (0, 3, 1, 2), "DEPTHWISE_CONV_2D": (3, 0, 1, 2), "FULLY_CONNECTED": (0, 1)}
+MAX_BYTES, MAX_OPERATORS, MAX_BUFFERS, MAX_INPUTS, MAX_RANK = 1 << 31, 10_000, 100_000, 64, 8
 
 
 @dataclass(frozen=True)
@@ -100,8 +64,8 @@ class Operator:
             fully connected (out, in); None for operators without.
         bias: float32 (out,), or None.
         attributes: ``stride``, ``dilation``, ``filter`` as (vertical, horizontal) ints; ``padding``
-            and ``activation`` as names (``SAME``, ``RELU6``, ``NONE`` ...); others as in `OPTIONS`
-            and `CONSTANTS`.
+            and ``activation`` as names (``SAME``, ``RELU6``, ``NONE`` ...); others as in
+            `tflite_schema`.
     """
 
     index: int
@@ -194,7 +158,7 @@ class _Reader:
             raise DamagedError(f"operator {index} {kind} has more than {MAX_INPUTS} inputs")
         given = {slot: self.info(tensor) for slot, tensor in enumerate(numbers) if tensor != -1}
         moving = tuple(info for info in given.values() if not self.constant(info).size)
-        if kind == "DEQUANTIZE" and not moving and len(given) == len(outputs) == 1:
+        if kind == "DEQUANTIZE" and not moving and len(outputs) == 1 and list(given) == [0]:
             self.unpacked[outputs[0].index] = given[0].index
             return None
         found = Operator(index, kind, moving, outputs, attributes=self.attributes(index, kind, table))
@@ -212,7 +176,7 @@ class _Reader:
         options, given = table.table(4) if names else None, table.scalar(3, "B")
         if options is not None and given != expected:
             raise DamagedError(f"operator {index} {kind} has options of type {given}, expected {expected}")
-        values = {n: options.scalar(*where) if options else where[2] for n, where in names.items()}
+        values: dict[str, Any] = {n: options.scalar(*where) if options else where[2] for n, where in names.items()}
         for name, words in (("padding", PADDINGS), ("activation", ACTIVATIONS)):
             if name in values:
                 values[name] = words.get(values[name], f"{name.upper()}_{values[name]}")
@@ -232,8 +196,8 @@ class _Reader:
         operator.weight = np.ascontiguousarray(weight.transpose(axes))
         if 2 in given:
             fallback = None
-            if given[0].scale is not None and given[1].scale is not None:
-                fallback = (given[0].scale[:1].astype(np.float64) * given[1].scale).astype(np.float64)
+            if 0 in given and given[0].scale is not None and given[1].scale is not None:
+                fallback = given[0].scale[:1].astype(np.float64) * given[1].scale
             operator.bias = self.dequantize(given[2], fallback)
             if operator.bias.shape != operator.weight.shape[:1]:
                 shape, channels = list(operator.bias.shape), len(operator.weight)
@@ -241,6 +205,7 @@ class _Reader:
 
     def dequantize(self, info: TensorInfo, fallback: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
         """A constant as float32; ``fallback`` is the scale of integers that state none."""
+        info = self.source(info)
         raw = self.constant(info)
         self.budget -= raw.size
         if self.budget < 0:
@@ -249,7 +214,7 @@ class _Reader:
             values = raw.astype(np.float32)
         else:
             # float32 holds a product of 8 or 16 bits as TFLite itself computes it; int32 needs more
-            exact = np.float32 if raw.itemsize <= 2 else np.float64
+            exact: type[np.floating[Any]] = np.float32 if raw.itemsize <= 2 else np.float64
             scale, zero = (info.scale, info.zero_point) if info.scale is not None else (fallback, None)
             if scale is None:
                 raise DamagedError(f"tensor '{info.name}' is {info.kind} without a scale")
@@ -259,9 +224,8 @@ class _Reader:
                     raise DamagedError(f"tensor '{info.name}' has {len(scale)} scales for shape {list(raw.shape)}")
                 shape[info.axis] = len(scale)
             with np.errstate(all="ignore"):
-                shifted = raw.astype(exact)
-                if zero is not None:
-                    shifted -= zero.astype(exact).reshape(shape)
+                offset = np.zeros(len(scale)) if zero is None else zero
+                shifted = raw.astype(exact) - offset.astype(exact).reshape(shape)
                 values = (shifted * scale.astype(exact).reshape(shape)).astype(np.float32)
         if not np.isfinite(values).all():
             raise DamagedError(f"tensor '{info.name}' holds values that are not finite")
@@ -269,8 +233,7 @@ class _Reader:
 
     def constant(self, info: TensorInfo) -> NDArray[Any]:
         """The stored numbers of a constant; empty for a tensor that is computed."""
-        if info.index in self.unpacked:
-            info = self.info(self.unpacked[info.index])
+        info = self.source(info)
         data = self.buffers[info.buffer]
         if not data.size:
             return data
@@ -279,6 +242,9 @@ class _Reader:
         if min(info.shape, default=1) < 0 or math.prod(info.shape) * np.dtype(info.dtype).itemsize != len(data):
             raise DamagedError(f"tensor '{info.name}' of shape {list(info.shape)} has {len(data)} bytes of data")
         return data.view(info.dtype).reshape(info.shape)
+
+    def source(self, info: TensorInfo) -> TensorInfo:
+        return self.info(self.unpacked[info.index]) if info.index in self.unpacked else info
 
     def infos(self, numbers: NDArray[Any]) -> tuple[TensorInfo, ...]:
         if len(numbers) > MAX_INPUTS:
@@ -293,7 +259,8 @@ class _Reader:
         return self.known[index]
 
     def parse_info(self, index: int, table: Table) -> TensorInfo:
-        name = "".join(c if c.isprintable() else "?" for c in table.vector(3, "u1")[:80].tobytes().decode("utf-8", "replace"))
+        text = table.vector(3, "u1")[:80].tobytes().decode("utf-8", "replace")
+        name = "".join(letter if letter.isprintable() else "?" for letter in text)
         shape, number, buffer = table.vector(0, "<i4"), table.scalar(1, "b"), table.scalar(2, "I")
         if len(shape) > MAX_RANK or buffer >= len(self.buffers):
             raise DamagedError(f"tensor '{name}' has {len(shape)} axes and buffer {buffer} of {len(self.buffers)}")

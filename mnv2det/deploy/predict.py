@@ -1,0 +1,146 @@
+"""Predicting files and folders: annotated pictures and a COCO-style json."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mnv2det.data.images import EXTENSIONS, list_images, read_image
+from mnv2det.deploy.predictor import Predictor, coco_results
+from mnv2det.errors import DataError
+from mnv2det.models.weights.files import write_atomically
+from mnv2det.report.draw import draw_detections, encode
+from mnv2det.structures import Detections, Scores
+
+
+def predict(
+    source: str,
+    inputs: Sequence[str],
+    *,
+    output: str,
+    threshold: float = 0.3,
+    batch_size: int = 8,
+    pictures: bool = True,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Predicts every picture and writes the results.
+
+    A picture that cannot be read is listed and left out; the others are still done.
+
+    Args:
+        source: A run folder or a weight file.
+        inputs: Files and folders.
+        output: Folder for ``predictions.json`` and the annotated pictures.
+        threshold: Least score that is drawn and written.
+        batch_size: Pictures in one pass.
+        pictures: Whether annotated pictures are written.
+        device: As in `Predictor`.
+
+    Returns:
+        ``images`` done, ``detections`` written, ``output``, ``failed`` (one line each).
+
+    Raises:
+        DataError: No picture was given, or the folder cannot be written.
+        WeightsError: As `Predictor`.
+    """
+    predictor = Predictor(source, device=device)
+    files = [path for item in inputs for path in _expand(item)]
+    folder = Path(output)
+    names = _names(files)
+    written: dict[str, Any] = {"images": [], "annotations": [], "categories": _categories(predictor)}
+    failed: list[str] = []
+    bar = tqdm(total=len(files), unit="image", desc="predicting", disable=not sys.stderr.isatty())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for chunk in _chunks(list(enumerate(files, 1)), batch_size):
+            read = list(_readable(chunk, failed))
+            for (number, path, image), found in zip(read, predictor.batch([image for *_, image in read]), strict=True):
+                entry = {"id": number, "file_name": str(path), "height": image.shape[0], "width": image.shape[1]}
+                written["images"].append(entry)
+                for task, result in found.items():
+                    if isinstance(result, Detections):
+                        kept = result.scores >= threshold
+                        result = Detections(result.boxes[kept], result.scores[kept], result.labels[kept])
+                        written["annotations"] += coco_results(result, number)
+                        if pictures:
+                            image = draw_detections(image, result, predictor.classes[task])
+                    elif isinstance(result, Scores):
+                        entry["classes"] = _best_classes(result, predictor.classes[task])
+                if pictures:
+                    data = encode(image, names[number - 1].suffix)
+                    write_atomically(folder / names[number - 1], lambda file, data=data: file.write(data))
+            bar.update(len(chunk))
+        _write(folder / "predictions.json", written)
+    except OSError as error:
+        raise DataError(f"{error.filename or folder}: cannot write ({error.strerror})") from None
+    finally:
+        bar.close()
+    return {
+        "images": len(written["images"]),
+        "detections": len(written["annotations"]),
+        "output": str(folder),
+        "failed": failed,
+        "classes": {entry["file_name"]: entry["classes"] for entry in written["images"] if "classes" in entry},
+    }
+
+
+def _expand(item: str) -> list[Path]:
+    path = Path(item)
+    if path.is_dir():
+        return list_images(path)
+    if not path.is_file():
+        raise DataError(f"{item}: no such image or folder")
+    return [path]
+
+
+def _names(files: Sequence[Path]) -> list[Path]:
+    """Names of the annotated pictures: those of the files, made different where folders share them."""
+    taken: set[str] = set()
+    names = []
+    for path in files:
+        suffix = path.suffix.lower() if path.suffix.lower() in EXTENSIONS else ".png"
+        name, number = path.stem + suffix, 1
+        while name in taken:
+            number += 1
+            name = f"{path.stem}_{number}{suffix}"
+        taken.add(name)
+        names.append(Path(name))
+    return names
+
+
+def _readable(chunk: Sequence[tuple[int, Path]], failed: list[str]) -> Iterator[tuple[int, Path, Any]]:
+    for number, path in chunk:
+        try:
+            yield number, path, read_image(path)
+        except DataError as error:
+            failed.append(str(error))
+
+
+def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
+
+
+def _categories(predictor: Predictor) -> list[dict[str, Any]]:
+    for task, head in predictor.header.heads.items():
+        if head["name"] == "ssdlite":
+            return [{"id": number, "name": name} for number, name in enumerate(predictor.classes[task], 1)]
+    return []
+
+
+def _best_classes(result: Scores, names: Sequence[str]) -> list[dict[str, Any]]:
+    best = result.probabilities.topk(min(5, len(names)))
+    return [
+        {"name": names[int(index)], "score": round(float(score), 5)}
+        for score, index in zip(best.values, best.indices, strict=True)
+    ]
+
+
+def _write(path: Path, data: Any) -> None:
+    import json
+
+    write_atomically(path, lambda file: file.write(json.dumps(data).encode()))

@@ -1,0 +1,11 @@
+"""``mnv2det predict`` from a checkout: python tools/predict.py --help."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mnv2det.cli import tool  # noqa: E402 - the checkout must be found first
+
+if __name__ == "__main__":
+    tool("predict")
