@@ -16,11 +16,13 @@ from typing import Any
 
 import yaml
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mnv2det.errors import ConfigError, near
 
 MAX_BASE_DEPTH = 2
+# what damaged YAML makes the parser raise: its own errors, and those of tags such as !!int ""
+_DAMAGED = (yaml.YAMLError, OmegaConfBaseException, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 class BadData(Enum):
@@ -33,7 +35,7 @@ class BadData(Enum):
 class Amp(Enum):
     """Mixed precision of the training step."""
 
-    off = "off"
+    fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
 
@@ -151,7 +153,7 @@ class TrainConfig:
     epochs: int | None = None
     steps: int | None = None
     accumulate: int = 1
-    amp: Amp = Amp.off
+    amp: Amp = Amp.fp32
     channels_last: bool = True
     ema_decay: float | None = None
     ema_warmup: bool = True
@@ -188,7 +190,8 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         ConfigError: A file is missing or no YAML, bases form a cycle or are more than two levels
             deep, a key is unknown or a value of the wrong type.
     """
-    merged = _read(Path(path), ())
+    # the schema's own component names count as given: naming another one drops the args written for them
+    merged = _read(Path(path), (), to_dict(Config()))
     for override in overrides:
         merged = merge(merged, _parse_override(override))
     return from_dict(merged, where=str(path))
@@ -207,6 +210,8 @@ def from_dict(data: Mapping[str, Any], *, where: str) -> Config:
     _check_keys(data, Config, where, "")
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(dict(data))))
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{where}: {error.full_key}: missing; expected the name of a component") from None
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "?"
         raise ConfigError(f"{where}: {key}: {str(error).splitlines()[0]}") from None
@@ -230,7 +235,7 @@ def to_yaml(config: Config) -> str:
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     """Lays ``top`` over ``base``; a component given another ``name`` starts from empty ``args``."""
     result = dict(base)
-    renamed = "name" in top and "name" in base and top["name"] != base["name"]
+    renamed = "name" in top and base.get("name", MISSING) not in (MISSING, top["name"])
     if renamed:
         result["args"] = {}
     for key, value in top.items():
@@ -239,9 +244,10 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+def _read(path: Path, above: tuple[Path, ...], below: dict[str, Any]) -> dict[str, Any]:
+    """Lays the bases of a file, in their order, and then the file itself over ``below``."""
     here = f"base of {above[-1]}: " if above else ""
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's, False for a name that is too long
         siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise ConfigError(f"{here}{path}: no such config file{near(path.name, siblings)}")
     if path.resolve() in [p.resolve() for p in above]:
@@ -250,8 +256,8 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{here}{path}: more than {MAX_BASE_DEPTH} levels of base")
     try:
         data = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{path}: not a YAML config: {' '.join(str(error).split())}") from None
+    except (*_DAMAGED, OSError) as error:
+        raise ConfigError(f"{path}: not a YAML config: {_one_line(error)}") from None
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise ConfigError(f"{path}: a mapping of keys was expected at the top")
     own = typing.cast("dict[str, Any]", data)
@@ -260,10 +266,9 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(f"{path}: base: expected a file name or a list of them, got {bases!r}")
     _check_keys(own, Config, str(path), "")
-    merged: dict[str, Any] = {}
     for base in bases:
-        merged = merge(merged, _read(path.parent / base, (*above, path)))
-    return merge(merged, own)
+        below = _read(path.parent / base, (*above, path), below)
+    return merge(below, own)
 
 
 def _parse_override(override: str) -> dict[str, Any]:
@@ -272,14 +277,18 @@ def _parse_override(override: str) -> dict[str, Any]:
         raise ConfigError(f"override '{override}': expected key.sub=value")
     try:
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"override '{override}': not a YAML value: {' '.join(str(error).split())}") from None
+    except _DAMAGED as error:
+        raise ConfigError(f"override '{override}': not a YAML value: {_one_line(error)}") from None
     assert isinstance(value, dict)
     result: Any = value["value"]
     for part in reversed(key.split(".")):
         result = {part: result}
     _check_keys(result, Config, f"override '{override}'", "")
     return typing.cast("dict[str, Any]", result)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _check_keys(data: Any, schema: Any, where: str, place: str) -> None:
@@ -309,6 +318,8 @@ def _check_values(config: Config, where: str) -> None:
     for key in ("mean", "std"):
         value = getattr(config.model, key)
         need(value is None or len(value) == 3, f"model.{key}", "three numbers, R G B", value)
+    mean = config.model.mean
+    need(mean is None or all(0 <= v <= 1 for v in mean), "model.mean", "numbers from 0 to 1", mean)
     need(config.model.std is None or all(v > 0 for v in config.model.std), "model.std", "positive numbers", config.model.std)
     need(bool(config.tasks), "tasks", "at least one task", config.tasks)
     for name, task in config.tasks.items():
@@ -320,6 +331,7 @@ def _check_values(config: Config, where: str) -> None:
         need(not _missing(getattr(data, split)), f"data.{split}.name", "the name of a data set", None)
     need((train.epochs is None) != (train.steps is None), "train.epochs / train.steps", "exactly one of them", [train.epochs, train.steps])
     for key, number, least in (
+        ("seed", config.seed, 0),
         ("data.batch_size", data.batch_size, 1),
         ("data.workers", data.workers, 0),
         ("train.epochs", train.epochs, 1),
@@ -333,6 +345,7 @@ def _check_values(config: Config, where: str) -> None:
         need(number is None or number >= least, key, f"a whole number >= {least}", number)
     need(train.ema_decay is None or 0 < train.ema_decay < 1, "train.ema_decay", "a number between 0 and 1", train.ema_decay)
     need(config.optim.clip_norm is None or config.optim.clip_norm > 0, "optim.clip_norm", "a number > 0", config.optim.clip_norm)
+    need(config.optim.head_lr_factor >= 0, "optim.head_lr_factor", "a number >= 0", config.optim.head_lr_factor)
     need(0 <= config.optim.warmup_start <= 1, "optim.warmup_start", "a number from 0 to 1", config.optim.warmup_start)
 
 

@@ -82,6 +82,8 @@ class Registry(Generic[T]):
             try:
                 # JSON's strict mode: no "3" for 3, but a list where a tuple is declared
                 bound[key] = TypeAdapter(hints[key]).validate_json(json.dumps(value), strict=True)
+            except TypeError:
+                problems.append(f"{place}.args.{key}: not plain data, got {value!r}")
             except ValidationError as error:
                 first = error.errors()[0]
                 inside = "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))

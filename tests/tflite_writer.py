@@ -78,7 +78,9 @@ class Writer:
             numbers.append(0 if tensor["data"] is None else len(buffers))
             if tensor["data"] is not None:
                 buffers.append(_table(b, {0: ("UOffsetTRelative", _bytes(b, tensor["data"].tobytes()))}))
-        tensors = [_tensor(b, n, tensor, number) for n, (tensor, number) in enumerate(zip(self.tensors, numbers))]
+        tensors = [
+            _tensor(b, n, tensor, number) for n, (tensor, number) in enumerate(zip(self.tensors, numbers, strict=True))
+        ]
         codes = sorted({operator[0] for operator in self.operators})
         operators = []
         for code, reads, writes, options, fields in self.operators:
@@ -213,7 +215,8 @@ class Layers(Writer):
 
     def flatten(self) -> None:
         self.shape = [1, self.shape[-1]]
-        self.current = self.operator("RESHAPE", [self.current, self.tensor((2,), np.array(self.shape, np.int32))], self.shape)
+        target = self.tensor((2,), np.array(self.shape, np.int32))
+        self.current = self.operator("RESHAPE", [self.current, target], self.shape)
 
     def dense(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
         inputs = [self.current, self.tensor(weight.shape, weight), self.tensor(bias.shape, bias)]

@@ -21,8 +21,9 @@ def class_list(found: Sequence[str], given: Sequence[str] | None, *, where: str)
     names = list(found if given is None else given)
     if not names:
         raise DataError(f"{where}: no classes in it")
-    if len(set(names)) != len(names) or not all(names):
-        raise DataError(f"{where}: class names must be different and not empty, got {names}")
+    for listed in (names, list(found)):
+        if len(set(listed)) != len(listed) or not all(listed):
+            raise DataError(f"{where}: class names must be different and not empty, got {listed}")
     for name in found:
         if name not in names:
             raise DataError(f"{where}: class '{name}' is not among the {len(names)} expected{near(name, names)}")

@@ -142,10 +142,16 @@ class COCO(Dataset):
         corners = [max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)]
         if corners[0] >= corners[2] or corners[1] >= corners[3]:
             raise DataError(f"{place} (image {image}): bbox {[x, y, w, h]} lies outside the {width}x{height} image")
+        corners = np.array(corners, np.float32).tolist()  # as they are kept: here a sliver loses its width
+        if corners[0] == corners[2] or corners[1] == corners[3]:
+            raise DataError(f"{place} (image {image}): bbox {[x, y, w, h]} has no area")
         area = entry.get("area", w * h)
         if not _real(area):
             raise DataError(f"{place}: area: expected a number, got {str(area)[:40]}")
-        return index, labels[category], bool(entry.get("iscrowd", 0)), float(area), corners
+        crowd = entry.get("iscrowd", 0)
+        if crowd not in (0, 1):
+            raise DataError(f"{place}: iscrowd: expected 0 or 1, got {str(crowd)[:40]}")
+        return index, labels[category], bool(crowd), float(area), corners
 
 
 def _load(path: Path) -> dict[str, list[Any]]:
@@ -187,8 +193,13 @@ def _box_of_mask(segmentation: Any, size: tuple[int, int], place: str) -> list[f
             if not all(_whole(n) and n >= 0 for n in counts) or sum(counts) != size[0] * size[1]:
                 raise ValueError("its counts do not add up to the image")
             encoded = mask.frPyObjects(segmentation, *size)
+        else:
+            # pycocotools reads beyond a text that ends within a number
+            codes = [ord(letter) - 48 for letter in segmentation["counts"]]
+            if not codes or not all(0 <= code < 64 for code in codes) or codes[-1] & 32:
+                raise ValueError("its counts are no run lengths")
         return mask.toBbox(encoded).tolist()
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise DataError(f"{place}: segmentation: not polygons or a run-length mask ({str(error)[:80]})") from None
 
 

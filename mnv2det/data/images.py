@@ -33,6 +33,8 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         data = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot read the image ({error.strerror})") from None
+    except ValueError as error:  # a name no file can have
+        raise DataError(f"{str(path)!a}: cannot read the image ({error})") from None
     return decode_image(data, where=str(path))
 
 

@@ -56,8 +56,11 @@ class ResumableSampler(Sampler[list[Drawn]]):
         return max(0, self.stop - self.start)
 
 
-class _View(TorchDataset[tuple[Sample, torch.Tensor, Arrays] | str]):
-    """Decodes and transforms one image; a broken one becomes a message where that is allowed."""
+Item = tuple[Sample, torch.Tensor, Arrays] | str | DataError
+
+
+class _View(TorchDataset[Item]):
+    """Decodes and transforms one image; a broken one becomes a message where that is allowed, else an error."""
 
     def __init__(self, dataset: Dataset, transform: Transform, bad_data: BadData) -> None:
         self.dataset, self.transform, self.skip = dataset, transform, bad_data is BadData.skip
@@ -65,14 +68,12 @@ class _View(TorchDataset[tuple[Sample, torch.Tensor, Arrays] | str]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, drawn: Drawn) -> tuple[Sample, torch.Tensor, Arrays] | str:
+    def __getitem__(self, drawn: Drawn) -> Item:
         index, seed = drawn
         try:
             sample = self.dataset.read(index)
         except DataError as error:
-            if not self.skip:
-                raise
-            return str(error)
+            return str(error) if self.skip else error
         image, target = self.transform(sample, seed)
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         return Sample(image[:0], sample.target, sample.image_id), pixels, {**target, "_size": np.array(sample.image.shape[:2])}
@@ -101,16 +102,29 @@ def eval_loader(
     return _loader(_View(dataset, lambda sample, seed: resize(sample, size), bad_data), batches, workers)
 
 
-def collate(items: Sequence[tuple[Sample, torch.Tensor, Arrays] | str]) -> Batch:
-    """Joins what the workers made.
+class _Loader(DataLoader[Batch]):
+    """Raises here what a worker returned as an error; raised there, torch would add a traceback to its text."""
 
-    Raises:
-        DataError: Every image of the batch is broken.
-    """
-    good = [item for item in items if not isinstance(item, str)]
-    skipped = [item for item in items if isinstance(item, str)]
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+
+def collate(items: Sequence[Item]) -> Batch | DataError:
+    """Joins what the workers made, or returns the first error; also one if every image is broken."""
+    good: list[tuple[Sample, torch.Tensor, Arrays]] = []
+    skipped: list[str] = []
+    for item in items:
+        if isinstance(item, DataError):
+            return item
+        if isinstance(item, str):
+            skipped.append(item)
+        else:
+            good.append(item)
     if not good:
-        raise DataError(f"all {len(items)} images of a batch are broken, the first: {skipped[0] if skipped else '?'}")
+        return DataError(f"all {len(items)} images of a batch are broken, the first: {skipped[0] if skipped else '?'}")
     return Batch(
         images=torch.stack([pixels for _, pixels, _ in good]),
         targets=[_tensors(target) for _, _, target in good],
@@ -131,7 +145,7 @@ def _tensors(target: Arrays) -> Target:
 
 
 def _loader(view: _View, batches: Sampler[list[Drawn]] | list[list[Drawn]], workers: int) -> DataLoader[Batch]:
-    return DataLoader(
+    return _Loader(
         view,  # type: ignore[arg-type]
         batch_sampler=batches,
         num_workers=workers,

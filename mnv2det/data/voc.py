@@ -94,7 +94,7 @@ class VOC(Dataset):
         try:
             tree = _parse(path)
             size = (_number(tree, "size/height", path), _number(tree, "size/width", path))
-            if min(size) < 1:
+            if min(size) < 1 or max(size) > 1e6:
                 raise DataError(f"{path}: size {size[1]:g}x{size[0]:g} is not an image's")
             rows = []
             for number, item in enumerate(tree.findall("object"), 1):
@@ -115,7 +115,7 @@ class VOC(Dataset):
 
 def _read_list(devkit: Path, item: str) -> list[tuple[Path, str]]:
     year, slash, name = item.partition("/")
-    if not slash or "/" in name:
+    if not slash or year in ("", ".") or "/" in name:
         raise DataError(f"data set voc: set '{item}': expected FOLDER/LIST such as VOC2007/trainval")
     home = inside(devkit, year, where=f"data set voc: set '{item}'")
     path = inside(home, f"ImageSets/Main/{name}.txt", where=f"data set voc: set '{item}'")
@@ -123,7 +123,7 @@ def _read_list(devkit: Path, item: str) -> list[tuple[Path, str]]:
         lists = [p.stem for p in path.parent.glob("*.txt")] if path.parent.is_dir() else []
         raise DataError(f"{path}: no such image list{near(name, lists)}")
     # per-class lists carry a second column of 1, 0 and -1
-    stems = [line.split()[0] for line in path.read_text("utf-8", errors="replace").splitlines() if line.strip()]
+    stems = [line.split()[0] for line in path.read_text("utf-8-sig", errors="replace").splitlines() if line.strip()]
     for stem in stems:
         inside(home, stem, where=str(path))
     return [(home, stem) for stem in stems]

@@ -128,7 +128,7 @@ class _Run:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = _average(self.model, train.ema_decay, train.ema_warmup) if train.ema_decay else None
         if train.amp is Amp.fp16 and group.device.type != "cuda":
-            raise ConfigError("train.amp: fp16 needs CUDA; use bf16 or off on this device")
+            raise ConfigError("train.amp: fp16 needs CUDA; use bf16 or fp32 on this device")
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=train.amp is Amp.fp16)
         sampler = ResumableSampler(
             len(self.data), config.data.batch_size, seed=config.seed, start=0, stop=0, world=group.world
@@ -219,7 +219,7 @@ class _Run:
             inputs = self.model.normalize(pixels)
             if train.channels_last:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(self.group.device.type, _DTYPES[train.amp], enabled=train.amp is not Amp.off):
+            with torch.autocast(self.group.device.type, _DTYPES[train.amp], enabled=train.amp is not Amp.fp32):
                 raw = self.forward(inputs)
             weights = {name: task.weight for name, task in config.tasks.items()}
             losses = self.model.loss(raw, batch.targets, weights)
@@ -333,7 +333,7 @@ class _Run:
             raise ConfigError(f"{self.run / 'last.pt'}: does not fit {self.run / 'config.yaml'}: {what}") from None
 
 
-_DTYPES = {Amp.off: torch.float32, Amp.bf16: torch.bfloat16, Amp.fp16: torch.float16}
+_DTYPES = {Amp.fp32: torch.float32, Amp.bf16: torch.bfloat16, Amp.fp16: torch.float16}
 
 
 def _average(model: Model, decay: float, warmup: bool) -> AveragedModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -25,7 +25,7 @@ class Evaluator(ABC):
         records: By image id.
     """
 
-    main: ClassVar[str]
+    main: str
 
     def __init__(self, *, classes: Sequence[str]) -> None:
         self.classes = list(classes)

@@ -36,7 +36,7 @@ class VocAP(BoxEvaluator):
         _check_settings(style, iou)
         self.style: Style = style
         self.iou = iou
-        self.main = figure_name(iou)  # type: ignore[misc]
+        self.main = figure_name(iou)
 
     def compute(self) -> dict[str, float]:
         """The figures of all records; see `voc_figures`."""
@@ -145,10 +145,12 @@ def _best_truths(truths: Truths, found: Found) -> tuple[NDArray[np.float64], NDA
 
 def _iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """IoU (N,) of xywh boxes, pair by pair; 0 where they do not meet."""
-    low = np.maximum(a[:, :2], b[:, :2])
-    high = np.minimum(a[:, :2] + a[:, 2:], b[:, :2] + b[:, 2:])
-    common = np.maximum(high - low, 0).prod(axis=1)
-    union = a[:, 2:].prod(axis=1) + b[:, 2:].prod(axis=1) - common
+    ax, ay, aw, ah = a.T
+    bx, by, bw, bh = b.T
+    width = np.minimum(ax + aw, bx + bw) - np.maximum(ax, bx)
+    height = np.minimum(ay + ah, by + bh) - np.maximum(ay, by)
+    common = np.maximum(width, 0) * np.maximum(height, 0)
+    union = aw * ah + bw * bh - common
     return np.divide(common, union, out=np.zeros_like(common), where=common > 0)
 
 

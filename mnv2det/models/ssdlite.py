@@ -214,7 +214,9 @@ class SSDLite(Head):
                 keep=self.max_detections,
             )
             factor = found.new_tensor([original_width / width, original_height / height] * 2)
-            results.append(Detections(found * factor, best, labels))
+            # once more, as scaling rounds
+            found = clip(found * factor, (original_height, original_width))
+            results.append(Detections(found, best, labels))
         return results
 
     def _flatten(self, maps: Tensor, values: int) -> Tensor:

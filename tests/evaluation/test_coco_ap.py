@@ -51,7 +51,7 @@ def random_images(seed: int, count: int = 12, classes: int = 3, whole: bool = Fa
 
     images: Images = {}
     for i in range(count):
-        n, extra = rng.integers(0, 7), rng.integers(0, 8)
+        n, extra = int(rng.integers(0, 7)), int(rng.integers(0, 8))
         truth, labels = boxes(n), rng.integers(0, classes, n)
         copied = rng.integers(0, n, 12) if n else np.empty(0, np.int64)
         size = np.tile(truth[copied, 2:] - truth[copied, :2], 2)
@@ -86,7 +86,7 @@ def oracle(images: Images, classes: int = len(CLASSES), max_detections: tuple[in
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    def xywh(boxes: Any) -> list[list[float]]:
+    def xywh(boxes: Any) -> Any:
         b = np.asarray(boxes, np.float64)
         return np.c_[b[:, :2], b[:, 2:] - b[:, :2]].tolist()
 
@@ -269,9 +269,8 @@ def test_an_image_without_annotated_boxes_does_not_count() -> None:
 
 def test_area_and_ignore_have_defaults() -> None:
     images = {1: image([(0, 0, 0, 20, 20), (0, 50, 50, 90, 90)], [(0.9, 0, 0, 0, 20, 20)])}
-    target, found = images[1]
-    bare = {key: target[key] for key in ("boxes", "labels")}
-    assert evaluate({1: (bare, found)}) == evaluate(images)
+    bare = {key: images[1][0][key] for key in ("boxes", "labels")}
+    assert evaluate({1: (bare, images[1][1])}) == evaluate(images)
 
 
 def test_what_goes_wrong_is_said() -> None:

@@ -121,7 +121,7 @@ def _follow(walk: Walk, backbone: MobileNetV2) -> dict[str, Tensor]:
 def _preprocess(graph: Graph, where: str) -> Preprocess:
     """Input size of the graph; mean and std are those of all releases, x / 127.5 - 1."""
     info = graph.inputs[0] if graph.inputs else None
-    if info is None or len(info.shape) != 4 or info.shape[3] != 3 or not all(32 <= n <= 4096 for n in info.shape[1:3]):
+    if info is None or len(info.shape) != 4 or info.shape[3] != 3 or not all(32 <= n <= 1024 for n in info.shape[1:3]):
         found = "none" if info is None else list(info.shape)
         raise WeightsError(f"{where}: not a MobileNetV2: its input is {found}, expected [1, height, width, 3]")
     low, high = _range(info)

@@ -22,12 +22,10 @@ class Moments:
 
     def add(self, batch: Tensor) -> None:
         """Takes in a (B, C, H, W) batch."""
-        values = batch.detach().double().transpose(0, 1).flatten(1)
-        count = values.shape[1]
-        mean = values.mean(dim=1)
-        squares = (values - mean[:, None]).square_().sum(dim=1)
+        count = batch.numel() // batch.shape[1]
+        variance, mean = torch.var_mean(batch.detach().double(), dim=(0, 2, 3), correction=0)
         shift, total = mean - self.mean, self.count + count
-        self.squares = self.squares + squares + shift**2 * (self.count * count / total)
+        self.squares = self.squares + variance * count + shift**2 * (self.count * count / total)
         self.mean = self.mean + shift * (count / total)
         self.count = total
 

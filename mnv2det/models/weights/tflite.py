@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from mnv2det.models.weights.tflite_schema import ACTIVATIONS, CONSTANTS, KINDS, 
 MAGIC = b"TFL3"  # at byte 4
 # far above any network of this family; they bound the time and memory a hostile file can cost
 MAX_BYTES, MAX_OPERATORS, MAX_BUFFERS, MAX_INPUTS, MAX_RANK = 1 << 31, 10_000, 100_000, 64, 8
+
+# a zip of label files may be appended to the flatbuffer: nothing in the graph misses its end
+ARCHIVE_START, ARCHIVE_END, ARCHIVE_END_BYTES = re.compile(rb"PK\x03\x04[\x0a-\x3f]\x00"), b"PK\x05\x06", 22
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,9 @@ class _Reader:
 
     def __init__(self, data: bytes) -> None:
         self.data = data
+        end = data.rfind(ARCHIVE_END)
+        if ARCHIVE_START.search(data) and (end < 0 or end + ARCHIVE_END_BYTES > len(data)):
+            raise DamagedError("the archive of label files at its end is cut off")
         model = Table(data, scalar(data, 0, "I"))
         codes = [Table(data, at) for at in model.places(1, MAX_OPERATORS)]
         # codes above 126 do not fit the older one-byte field
@@ -140,42 +147,44 @@ class _Reader:
     def graph(self) -> Graph:
         operators = []
         for index, at in enumerate(self.main.places(3, MAX_OPERATORS)):
-            operator = self.operator(index, Table(self.data, at))
+            table = Table(self.data, at)
+            kind = self.kind(table.scalar(0, "I"))
+            try:
+                operator = self.operator(index, kind, table)
+            except DamagedError as error:
+                raise DamagedError(f"operator {index} {kind}: {error}") from None
             if operator is not None:
                 operators.append(operator)
         ends = [self.infos(self.main.vector(number, "<i4")) for number in (1, 2)]
         return Graph(operators, ends[0], ends[1], hashlib.sha256(self.data).hexdigest())
 
-    def operator(self, index: int, table: Table) -> Operator | None:
-        code = table.scalar(0, "I")
+    def kind(self, code: int) -> str:
         if code >= len(self.codes):
-            raise DamagedError(f"operator {index} has code {code} of {len(self.codes)}")
-        number = self.codes[code]
-        kind = KINDS.get(number, f"OP_{number}")
+            raise DamagedError(f"an operator has code {code} of {len(self.codes)}")
+        return KINDS.get(self.codes[code], f"OP_{self.codes[code]}")
+
+    def operator(self, index: int, kind: str, table: Table) -> Operator | None:
         numbers = [int(tensor) for tensor in table.vector(1, "<i4")[: MAX_INPUTS + 1]]
         outputs = self.infos(table.vector(2, "<i4"))
         if len(numbers) > MAX_INPUTS:
-            raise DamagedError(f"operator {index} {kind} has more than {MAX_INPUTS} inputs")
+            raise DamagedError(f"more than {MAX_INPUTS} inputs")
         given = {slot: self.info(tensor) for slot, tensor in enumerate(numbers) if tensor != -1}
         moving = tuple(info for info in given.values() if not self.constant(info).size)
         if kind == "DEQUANTIZE" and not moving and len(outputs) == 1 and list(given) == [0]:
             self.unpacked[outputs[0].index] = given[0].index
             return None
-        found = Operator(index, kind, moving, outputs, attributes=self.attributes(index, kind, table))
+        found = Operator(index, kind, moving, outputs, attributes=self.attributes(kind, table))
         if kind in CONSTANTS and 1 in given and 0 < (values := self.constant(given[1])).size <= 64:
             found.attributes[CONSTANTS[kind]] = tuple(int(value) for value in values.flat)
         if kind in WEIGHT_AXES:
-            try:
-                self.weigh(found, given)
-            except DamagedError as error:
-                raise DamagedError(f"operator {index} {kind}: {error}") from None
+            self.weigh(found, given)
         return found
 
-    def attributes(self, index: int, kind: str, table: Table) -> dict[str, Any]:
+    def attributes(self, kind: str, table: Table) -> dict[str, Any]:
         expected, names = OPTIONS.get(kind, (0, {}))
         options, given = table.table(4) if names else None, table.scalar(3, "B")
         if options is not None and given != expected:
-            raise DamagedError(f"operator {index} {kind} has options of type {given}, expected {expected}")
+            raise DamagedError(f"options of type {given}, expected {expected}")
         values: dict[str, Any] = {n: options.scalar(*where) if options else where[2] for n, where in names.items()}
         for name, words in (("padding", PADDINGS), ("activation", ACTIVATIONS)):
             if name in values:

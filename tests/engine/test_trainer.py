@@ -1,0 +1,200 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mnv2det.config import Config, load_config
+from mnv2det.engine.checkpoint import load_checkpoint
+from mnv2det.engine.trainer import Interrupted, train
+from mnv2det.errors import ConfigError, TrainingError, WeightsError
+
+TINY = (
+    "model.backbone.args.width=0.35",
+    "model.input_size=[64,64]",
+    "tasks.det.head.args.extras=[32,32,32,32]",
+    "data.train.args.count=24",
+    "data.train.args.size=[64,64]",
+    "data.val.args.count=8",
+    "data.val.args.size=[64,64]",
+    "data.batch_size=4",
+    "data.workers=1",
+    "train.steps=12",
+    "train.eval_every=1",
+    "train.checkpoint_every=1",
+    "train.log_every=1",
+    "optim.warmup_steps=2",
+)
+
+
+@pytest.fixture
+def tiny(root: Path) -> Config:
+    return load_config(root / "configs" / "ssdlite_shapes.yaml", TINY)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    state = load_checkpoint(run / "last.pt")
+    return {**{f"model.{k}": v for k, v in state["model"].items()}, **{f"ema.{k}": v for k, v in state["average"].items()}}
+
+
+def assert_identical(first: Path, second: Path) -> None:
+    one, two = weights(first), weights(second)
+    assert one.keys() == two.keys()
+    different = [name for name in one if not torch.equal(one[name], two[name])]
+    assert different == []
+    assert load_checkpoint(first / "last.pt")["progress"]["step"] == 12
+
+
+def start(root: Path, run: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "tools/train.py", "configs/ssdlite_shapes.yaml", *TINY, "--out", str(run), *more]
+    return subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def wait_for(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+    """Until metrics.jsonl says the step was done."""
+    for _ in range(1200):
+        log = run / "metrics.jsonl"
+        if log.exists() and f'"step": {step},' in log.read_text():
+            return
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.05)
+    raise AssertionError("the run made no progress")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped, in a process of its own like the others."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    process = start(root, run)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors.decode()
+    return run
+
+
+def test_a_run_folder_holds_what_is_promised(undisturbed: Path):
+    assert {"config.yaml", "metrics.jsonl", "last.pt", "best.safetensors"} <= {p.name for p in undisturbed.iterdir()}
+    records = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 13))
+    assert [r["step"] for r in records if r["kind"] == "eval"] == [6, 12]  # 24 images, 4 a step
+    assert {"det/cls", "det/box", "lr", "seconds"} <= records[0].keys()
+    assert "det/AP50" in records[-1]
+
+
+def test_loss_falls(undisturbed: Path):
+    records = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    losses = [r["det/cls"] + r["det/box"] for r in records if r["kind"] == "train"]
+    assert sum(losses[-3:]) < sum(losses[:3])
+
+
+def test_sigint_saves_says_how_to_resume_and_the_result_is_bit_identical(root, tmp_path, undisturbed):
+    run = tmp_path / "run"
+    process = start(root, run)
+    wait_for(run, 4, process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert f"mnv2det train --resume {run}" in errors.decode()
+    assert "Traceback" not in errors.decode()
+    assert 4 <= load_checkpoint(run / "last.pt")["progress"]["step"] < 12
+    subprocess.run([sys.executable, "tools/train.py", "--resume", str(run)], cwd=root, check=True, capture_output=True)
+    assert_identical(run, undisturbed)
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_kill_at_a_random_moment_and_resume_is_bit_identical(root, tmp_path, undisturbed):
+    run = tmp_path / "run"
+    process = start(root, run)
+    wait_for(run, random.SystemRandom().randrange(2, 10), process)
+    time.sleep(random.SystemRandom().random() * 0.2)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    subprocess.run([sys.executable, "tools/train.py", "--resume", str(run)], cwd=root, check=True, capture_output=True)
+    assert_identical(run, undisturbed)
+
+
+def test_a_run_folder_is_not_overwritten(tiny: Config, undisturbed: Path):
+    with pytest.raises(ConfigError, match=r"holds a run already; choose another --out, or go on with --resume"):
+        train(tiny, undisturbed)
+
+
+def test_resume_without_checkpoint(tiny: Config, tmp_path: Path):
+    with pytest.raises(WeightsError, match="no checkpoint there"):
+        train(tiny, tmp_path, resume=True)
+
+
+def test_damaged_checkpoint_is_one_line(tiny: Config, tmp_path: Path, undisturbed: Path):
+    whole = (undisturbed / "last.pt").read_bytes()
+    (tmp_path / "last.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(WeightsError, match="damaged or foreign checkpoint") as caught:
+        train(tiny, tmp_path, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pickle_is_never_executed(tiny: Config, tmp_path: Path):
+    import pickle
+
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    (tmp_path / "last.pt").write_bytes(pickle.dumps({"format": 1, "x": Bomb()}))
+    torch.save({"format": 1, "x": Bomb()}, tmp_path / "zip.pt")
+    with pytest.raises(WeightsError):
+        train(tiny, tmp_path, resume=True)
+    with pytest.raises(WeightsError):
+        load_checkpoint(tmp_path / "zip.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_non_finite_loss_names_step_and_images(tiny: Config, tmp_path: Path):
+    tiny.optim.optimizer.args["lr"] = 1e30
+    tiny.optim.warmup_steps = 0
+    tiny.optim.clip_norm = None
+    with pytest.raises(TrainingError, match=r"non-finite loss at step \d+ .* on images \[.*\]; .* lower optim"):
+        train(tiny, tmp_path / "run")
+
+
+def test_accumulation_sees_the_same_images_as_a_larger_batch(tiny: Config, tmp_path: Path):
+    tiny.train.accumulate, tiny.train.steps, tiny.data.batch_size = 2, 3, 2
+    summary = train(tiny, tmp_path / "run")
+    assert summary["steps"] == 3
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert sum('"kind": "train"' in line for line in lines) == 3
+
+
+def test_broken_data_stops_or_is_counted(tmp_path: Path, tiny: Config, root: Path):
+    from test_cli import make_voc  # a small real folder with one truncated JPEG
+
+    make_voc(tmp_path, broken=True)
+    tiny = load_config(
+        root / "configs" / "ssdlite_bccd.yaml",
+        [
+            *(item for item in TINY if "data.train" not in item and "data.val" not in item),
+            "model.weights=null",
+            f"data.root={tmp_path}",
+            "data.bad_data=stop",
+            "data.train.args.sets=[Mine/train]",
+            "data.val.args.sets=[Mine/val]",
+            "train.steps=4",
+        ],
+    )
+    from mnv2det.config import BadData
+    from mnv2det.errors import DataError
+
+    with pytest.raises(DataError, match=r"img2\.jpg: truncated JPEG") as caught:
+        train(tiny, tmp_path / "stop")
+    assert "\n" not in str(caught.value)
+    tiny.data.bad_data = BadData.skip
+    summary = train(tiny, tmp_path / "skip")
+    assert summary["skipped"] > 0
+
+
+def test_interrupted_is_exit_code_130():
+    assert Interrupted("x").exit_code == 130

@@ -1,0 +1,50 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mnv2det.models.layers import Conv, ConvNorm
+
+
+def test_batch_norm_survives_one_value_per_channel_in_training():
+    block = ConvNorm(4, 8).train()
+    before = block.norm.running_mean.clone()
+    found = block(torch.randn(1, 4, 1, 1))
+    assert found.isfinite().all()
+    assert_close(block.norm.running_mean, before)
+    block(torch.randn(2, 4, 1, 1))
+    assert not torch.equal(block.norm.running_mean, before)
+
+
+@pytest.mark.parametrize("pad", ["symmetric", "same"])
+@pytest.mark.parametrize("size", [(12, 12), (13, 12), (9, 11), (1, 2), (2, 1)])
+def test_our_gradient_of_a_strided_depthwise_layer_is_torchs(pad: str, size: tuple[int, int]):
+    layer = Conv(6, 6, 3, stride=2, groups=6, pad=pad)
+    # exact in bfloat16, so that both must agree to the last bit but for the order of sums
+    layer.weight.data = torch.randint(-4, 5, layer.weight.shape).float()
+    values = torch.randint(-4, 5, (2, 6, *size)).float()
+    plain, ours = values.clone().requires_grad_(), values.clone().requires_grad_()
+    wanted = layer(plain)
+    direction = torch.randint(-4, 5, wanted.shape).float()
+    wanted.backward(direction)
+    wanted_weight, layer.weight.grad = layer.weight.grad, None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.slow_backward(ours)
+        found = layer(ours)
+    found.backward(direction.bfloat16())
+    assert_close(found.float(), wanted, rtol=1e-2, atol=0.5)
+    assert_close(ours.grad, plain.grad, rtol=1e-2, atol=0.5)
+    assert_close(layer.weight.grad, wanted_weight, rtol=1e-2, atol=0.5)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_evaluation_folds_the_norm_and_computes_the_same(linear: bool):
+    block = ConvNorm(4, 8, 3, stride=2, pad="same", linear=linear)
+    torch.nn.init.uniform_(block.norm.running_mean, -1, 1)
+    torch.nn.init.uniform_(block.norm.running_var, 0.5, 2)
+    torch.nn.init.uniform_(block.norm.weight, 0.5, 4)
+    torch.nn.init.uniform_(block.norm.bias, -1, 4)
+    images = torch.randn(2, 4, 9, 10) * 3
+    wanted = torch.nn.Sequential.forward(block.eval(), images)
+    with torch.no_grad():
+        assert_close(block(images), wanted, rtol=1e-5, atol=1e-5)
+    assert wanted.std() > 0.5

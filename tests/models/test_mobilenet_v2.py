@@ -1,0 +1,129 @@
+import pytest
+import torch
+import torchvision
+from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+
+from mnv2det.errors import ConfigError, WeightsError
+from mnv2det.models.layers import make_divisible
+from mnv2det.models.mobilenet_v2 import MobileNetV2
+from mnv2det.models.weights.loading import convert_torchvision
+
+WIDTHS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
+
+
+def scramble(module: torch.nn.Module) -> None:
+    """Batch norms with statistics of their own, as after training."""
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.running_mean.normal_(std=0.1)
+            layer.running_var.uniform_(0.5, 1.5)
+            torch.nn.init.uniform_(layer.weight, 0.8, 1.6)
+            torch.nn.init.normal_(layer.bias, std=0.3)
+
+
+def multiply_adds(module: torch.nn.Module, *inputs: object) -> float:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(*inputs)
+    return counter.get_total_flops() / 2
+
+
+def test_parameters_are_the_papers():
+    assert sum(p.numel() for p in MobileNetV2().parameters()) == 2_223_872
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_feature_is_what_feature_info_says(width: float):
+    backbone = MobileNetV2(width=width, output_stride=16).eval()
+    taps = list(backbone.features)
+    with torch.no_grad():
+        found = backbone(torch.rand(1, 3, 64, 96), taps)
+    for tap in taps:
+        info = backbone.features[tap]
+        assert found[tap].shape == (1, info.channels, 64 // info.stride, 96 // info.stride), tap
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_torchvisions_state_dict_computes_the_same(width: float):
+    theirs = torchvision.models.mobilenet_v2(width_mult=width).eval()
+    scramble(theirs)
+    tensors, header = convert_torchvision(theirs.state_dict(), where="test")
+    assert header.backbone["args"]["width"] == width
+    ours = MobileNetV2(**header.backbone["args"]).eval()
+    ours.load_state_dict({name.removeprefix("backbone."): t for name, t in tensors.items() if "backbone" in name})
+    images = torch.randn(2, 3, 96, 80)
+    with torch.no_grad():
+        wanted = theirs.features(images)
+        assert float(wanted.std()) > 0.01
+        assert_close(ours(images)["last"], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_foreign_state_dict_names_the_tensor():
+    state = torchvision.models.mobilenet_v2().state_dict()
+    state["features.5.conv.1.0.weight"] = torch.zeros(7, 1, 3, 3)
+    with pytest.raises(WeightsError, match=r"tensor 'features\.5\.conv\.1\.0\.weight' is \[7, 1, 3, 3\]"):
+        convert_torchvision(state, where="file.pth")
+    with pytest.raises(WeightsError, match="not a torchvision mobilenet_v2"):
+        convert_torchvision({"conv1.weight": torch.zeros(1)}, where="file.pth")
+
+
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
+@pytest.mark.parametrize("output_stride", [16, 8])
+@pytest.mark.parametrize("size", [(96, 96), (97, 129), (100, 84)])
+def test_stride_identity(padding: str, output_stride: int, size: tuple[int, int]):
+    plain, dilated = MobileNetV2(padding=padding), MobileNetV2(padding=padding, output_stride=output_stride)
+    scramble(plain)
+    dilated.load_state_dict(plain.state_dict())
+    images = torch.randn(1, 3, *size)
+    taps = ("block14.expand/16", "block17/32", "last/32")
+    with torch.no_grad():
+        wanted, found = plain.eval()(images, taps), dilated.eval()(images, taps)
+    for tap in taps:
+        assert float(wanted[tap].std()) > 0.01
+        assert_close(found[tap], wanted[tap], rtol=1e-4, atol=1e-5)
+
+
+def test_same_padding_is_tensorflows():
+    # a 3x3 stride-2 window on an even size starts at the first pixel, not one before it
+    backbone = MobileNetV2(padding="same")
+    conv = backbone.stem.conv
+    torch.nn.init.zeros_(conv.weight)
+    conv.weight.data[:, :, 0, 0] = 1
+    images = torch.arange(64.0).view(1, 1, 8, 8).expand(1, 3, 8, 8)
+    assert_close(conv(images)[0, 0], images[0, 0, ::2, ::2] * 3)
+
+
+def test_layers_behind_the_last_tap_are_dropped_and_not_computed():
+    backbone = MobileNetV2()
+    backbone.truncate(("image", "block14.expand/16", "block10"))
+    assert backbone.last is None
+    assert len(backbone.blocks) == 14
+    assert set(backbone(torch.rand(1, 3, 32, 32), ("block10",))) == {"block10"}
+
+
+def test_unknown_tap_and_stride_are_named():
+    features = MobileNetV2().features
+    with pytest.raises(ConfigError, match=r"no feature 'block14\.expnd'; did you mean 'block14\.expand'\?"):
+        features["block14.expnd"]
+    with pytest.raises(ConfigError, match="has stride 32, it cannot be read at stride 16"):
+        features["last/16"]
+
+
+def test_divisible_never_loses_a_tenth():
+    for width in WIDTHS:
+        for channels in (16, 24, 32, 64, 96, 160, 320):
+            rounded = make_divisible(channels * width)
+            assert rounded % 8 == 0
+            assert rounded >= 0.9 * channels * width
+
+
+@pytest.mark.parametrize(
+    ("width", "millions"), [(1.4, 582), (1.3, 509), (1.0, 300), (0.75, 209), (0.5, 97), (0.35, 59)]
+)
+def test_multiply_adds_are_the_released_ones(width: float, millions: float):
+    from mnv2det.models.classifier import Classifier
+
+    backbone = MobileNetV2(width=width).eval()
+    head = Classifier(backbone.features, classes=1001).eval()
+    total = multiply_adds(torch.nn.Sequential(backbone, head), torch.rand(1, 3, 224, 224))
+    assert total / 1e6 == pytest.approx(millions, rel=0.005)

@@ -1,0 +1,180 @@
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+
+import mnv2det.models  # noqa: F401 - registers
+from mnv2det.errors import ConfigError
+from mnv2det.models.model import Model, assemble
+from mnv2det.models.ssdlite import SSDLite, pad_targets
+from mnv2det.ops.boxes import encode
+from mnv2det.ops.matcher import match
+from mnv2det.structures import FeatureInfo, Preprocess, Target
+
+FEATURES = {"a": FeatureInfo(16, 16), "b": FeatureInfo(24, 32)}
+
+
+def model(classes: int = 80, width: float = 1.0, **head: object) -> Model:
+    return assemble(
+        {"name": "mobilenet_v2", "args": {"width": width}},
+        {"det": {"name": "ssdlite", "args": head}},
+        classes={"det": [f"c{n}" for n in range(classes)]},
+        preprocess=Preprocess(),
+    )
+
+
+def small_head(**hyper: object) -> SSDLite:
+    return SSDLite(FEATURES, **{"classes": 3, "taps": ("a", "b"), "extras": (16, 16), **hyper})
+
+
+def small_features(height: int = 96, width: int = 128, batch: int = 2) -> dict[str, torch.Tensor]:
+    return {
+        "image": torch.zeros(batch, 3, height, width),
+        "a": torch.randn(batch, 16, height // 16, width // 16),
+        "b": torch.randn(batch, 24, height // 32, width // 32),
+    }
+
+
+def target(boxes: list[list[float]], labels: list[int], ignore: list[bool] | None = None) -> Target:
+    return {
+        "boxes": torch.tensor(boxes).view(-1, 4),
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "ignore": torch.tensor(ignore or [False] * len(labels), dtype=torch.bool),
+    }
+
+
+@pytest.mark.parametrize(
+    ("lite", "head_millions", "billions", "anchors", "total"),
+    [(True, 2.113, 0.789, 2034, 4.337), (False, 14.777, None, 2034, 17.0)],
+)
+def test_parameters_and_multiply_adds_are_the_papers(lite, head_millions, billions, anchors, total):
+    built = model(lite=lite).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        raw = built(torch.zeros(1, 3, 320, 320))["det"]
+    assert raw["anchors"].shape == (anchors, 4)
+    assert raw["logits"].shape == (1, anchors, 81)
+    assert sum(p.numel() for p in built.heads.parameters()) / 1e6 == pytest.approx(head_millions, abs=5e-4)
+    assert sum(p.numel() for p in built.parameters()) / 1e6 == pytest.approx(total, abs=1e-3)
+    if billions:
+        assert counter.get_total_flops() / 2e9 == pytest.approx(billions, abs=5e-4)
+
+
+@pytest.mark.parametrize("size", [(320, 320), (256, 384), (193, 331), (32, 32)])
+def test_any_input_size(size: tuple[int, int]):
+    built = model(classes=2, width=0.35).eval()
+    images = torch.randint(0, 255, (1, 3, *size), dtype=torch.uint8)
+    found = built.predict(images, [(480, 640)])["det"][0]
+    assert 0 < len(found.boxes) <= 100
+    assert (found.boxes >= 0).all()
+    assert (found.boxes <= torch.tensor([640.0, 480, 640, 480])).all()
+
+
+@pytest.mark.parametrize("score", ["sigmoid", "softmax"])
+def test_loss_agrees_with_a_plain_loop(score: str):
+    head = small_head(score=score, negatives=3.0, min_negatives=3)
+    raw = head(small_features())
+    targets = [
+        target([[5.0, 5, 60, 60], [40, 20, 90, 90]], [0, 2]),
+        target([], []),
+    ]
+    cls, box, matches = 0.0, 0.0, 0
+    for image, wanted in enumerate(targets):
+        padded = pad_targets([wanted], torch.device("cpu"))
+        boxes, labels, ignore, valid = padded
+        matched = match(raw["anchors"], boxes, valid, ignore)[0]
+        negatives = []
+        for anchor, index in enumerate(matched.tolist()):
+            logits = raw["logits"][image, anchor]
+            label = int(labels[0, index]) + 1 if index >= 0 else 0
+            if score == "sigmoid":
+                loss = F.binary_cross_entropy_with_logits(logits, F.one_hot(torch.tensor(label), 4).float(), reduction="sum")
+            else:
+                loss = F.cross_entropy(logits, torch.tensor(label))
+            if index >= 0:
+                matches += 1
+                cls += loss
+                code = encode(boxes[0, index], raw["anchors"][anchor])
+                box += F.smooth_l1_loss(raw["codes"][image, anchor], code, reduction="sum")
+            else:
+                negatives.append(loss)
+        positives = int((matched >= 0).sum())
+        cls += sum(sorted(negatives, reverse=True)[: max(3, 3 * positives)])
+    found = head.loss(raw, targets)
+    assert matches > 2
+    assert_close(found["cls"], torch.as_tensor(cls / matches), rtol=1e-4, atol=1e-4)
+    assert_close(found["box"], torch.as_tensor(box / matches), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        [target([], []), target([], [])],
+        [target([[5.0, 5, 60, 60]], [1], [True]), target([], [])],
+        [target([[5.0, 5, 5, 5], [9, 9, 3, 3]], [1, 0]), target([], [])],
+        [{}, {}],
+        [{}, target([[5.0, 5, 60, 60]], [1])],
+    ],
+    ids=["no objects", "only a crowd", "degenerate boxes", "not annotated", "half annotated"],
+)
+def test_loss_is_finite_and_has_gradients(targets):
+    head = small_head()
+    losses = head.loss(head(small_features()), targets)
+    total = losses["cls"] + losses["box"]
+    total.backward()
+    assert total.isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+
+
+def test_images_that_are_not_annotated_add_nothing():
+    head = small_head().eval()
+    features = small_features()
+    wanted = target([[5.0, 5, 60, 60]], [1])
+    alone = head.loss(head({key: value[:1] for key, value in features.items()}), [wanted])
+    both = head.loss(head(features), [wanted, {}])
+    assert_close(both["cls"], alone["cls"])
+    assert_close(both["box"], alone["box"])
+
+
+def test_a_crowd_takes_its_anchors_out_of_the_negatives():
+    head = small_head(min_negatives=10_000)
+    raw = head(small_features(batch=1))
+    whole = target([[0.0, 0, 128, 96]], [0], [True])
+    assert float(head.loss(raw, [whole])["cls"]) < float(head.loss(raw, [target([], [])])["cls"])
+
+
+def test_decode_finds_what_the_codes_say_in_original_pixels():
+    head = small_head(score_threshold=0.5)
+    raw = head(small_features(batch=1))
+    anchors = raw["anchors"]
+    wanted = torch.tensor([30.0, 20, 90, 70])
+    logits = torch.full_like(raw["logits"], -10)
+    logits[0, 40, 1 + 2] = 4
+    codes = torch.zeros_like(raw["codes"])
+    codes[0, 40] = encode(wanted, anchors[40])
+    (found,) = head.decode({**raw, "logits": logits, "codes": codes}, [(192, 64)])
+    assert found.labels.tolist() == [2]
+    assert_close(found.boxes, wanted[None] * torch.tensor([0.5, 2, 0.5, 2]), rtol=1e-4, atol=1e-3)
+    assert_close(found.scores, torch.tensor([4.0]).sigmoid())
+
+
+def test_background_is_never_a_detection():
+    head = small_head(score_threshold=0.5)
+    raw = head(small_features(batch=1))
+    logits = torch.full_like(raw["logits"], -10)
+    logits[..., 0] = 10
+    assert len(head.decode({**raw, "logits": logits}, [(96, 128)])[0].boxes) == 0
+
+
+def test_prior_is_what_fresh_predictors_say():
+    head = small_head(prior=0.01, init_std=1e-6)
+    scores = head(small_features())["logits"].sigmoid()
+    assert_close(scores[..., 1:], torch.full_like(scores[..., 1:], 0.01), rtol=0.01, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"taps": ()}, {"extras": (1,)}, {"min_scale": 0.0}, {"ratios": ()}, {"lowest": ()}, {"prior": 2.0}]
+)
+def test_wrong_hyperparameters_are_refused(wrong: dict):
+    with pytest.raises(ConfigError, match="ssdlite"):
+        small_head(**wrong)

@@ -1,0 +1,183 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from mnv2det.cli import main
+
+VERBS = ("train", "eval", "predict", "config", "import-weights", "grid")
+
+
+def make_voc(root: Path, *, broken: bool = False) -> None:
+    """A VOC folder of eight pictures; the third truncated if ``broken``."""
+    home = root / "VOCdevkit" / "Mine"
+    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (home / part).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        image = rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)
+        data = cv2.imencode(".jpg", image)[1].tobytes()
+        (home / "JPEGImages" / f"img{number}.jpg").write_bytes(data[: len(data) // 2] if broken and number == 2 else data)
+        (home / "Annotations" / f"img{number}.xml").write_text(
+            "<annotation><size><width>80</width><height>60</height></size><object><name>cat</name><bndbox>"
+            "<xmin>10</xmin><ymin>10</ymin><xmax>50</xmax><ymax>40</ymax></bndbox></object></annotation>"
+        )
+    (home / "ImageSets/Main/train.txt").write_text("".join(f"img{n}\n" for n in range(5)))
+    (home / "ImageSets/Main/val.txt").write_text("img5\nimg6\nimg7\n")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
+    """A run of four steps on a folder of our own."""
+    data, out = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("run") / "mine"
+    make_voc(data)
+    code = main(
+        [
+            "train",
+            str(root / "configs/ssdlite_bccd.yaml"),
+            f"data.root={data}",
+            "model.weights=null",
+            "model.freeze=null",
+            "model.backbone.args.width=0.35",
+            "model.input_size=[64,96]",
+            "data.train.args.sets=[Mine/train]",
+            "data.val.args.sets=[Mine/val]",
+            "data.batch_size=2",
+            "data.workers=0",
+            "train.steps=4",
+            "train.amp=fp32",
+            "--out",
+            str(out),
+            "--json",
+            str(out / "summary.json"),
+        ]
+    )
+    assert code == 0
+    return out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_and_a_tool(verb: str, root: Path):
+    tool = root / "tools" / f"{verb.replace('-', '_')}.py"
+    done = subprocess.run([sys.executable, tool, "--help"], capture_output=True, text=True, check=True)
+    assert f"mnv2det {verb}" in done.stdout
+
+
+def test_help_and_config_load_no_torch(root: Path):
+    for arguments in (["--help"], ["config", str(root / "configs/ssdlite_shapes.yaml")]):
+        code = (
+            "import sys, mnv2det.cli as cli\n"
+            f"try: cli.main({arguments!r})\nexcept SystemExit: pass\n"
+            "assert not {'torch', 'cv2', 'albumentations'} & set(sys.modules), sys.modules.keys()"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_train_writes_its_summary(run: Path):
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 4
+    assert "det/AP" in summary["figures"]
+
+
+def test_eval_of_a_run_repeats_the_figures_of_training(run: Path, tmp_path: Path):
+    assert main(["eval", str(run), "--json", str(tmp_path / "f.json")]) == 0
+    figures = json.loads((tmp_path / "f.json").read_text())["figures"]
+    trained = json.loads((run / "summary.json").read_text())["figures"]
+    assert figures == pytest.approx(trained, abs=1e-6)
+
+
+def test_eval_of_a_config_with_whole_weights(run: Path, capsys):
+    assert main(["eval", str(run / "config.yaml"), f"model.weights={run / 'best.safetensors'}"]) == 0
+    assert "det/AP50" in capsys.readouterr().out
+
+
+def test_predict_writes_pictures_and_json(run: Path, tmp_path: Path):
+    images = run.parent / "pictures"
+    images.mkdir()
+    for name, size in (("a.jpg", (40, 50, 3)), ("b.png", (90, 30, 3))):
+        cv2.imwrite(str(images / name), np.full(size, 99, np.uint8))
+    out = tmp_path / "out"
+    assert main(["predict", str(run), str(images), "--out", str(out), "--threshold", "0.001"]) == 0
+    assert cv2.imread(str(out / "a.jpg")).shape == (40, 50, 3)
+    assert cv2.imread(str(out / "b.png")).shape == (90, 30, 3)
+    written = json.loads((out / "predictions.json").read_text())
+    assert [entry["height"] for entry in written["images"]] == [40, 90]
+    assert written["categories"] == [{"id": 1, "name": "cat"}]
+    assert written["annotations"]
+    for row in written["annotations"]:
+        assert row["image_id"] in (1, 2)
+        assert row["category_id"] == 1
+        assert len(row["bbox"]) == 4
+        assert 0.001 <= row["score"] <= 1
+
+
+def test_predict_goes_on_after_a_broken_picture_and_exits_1(run: Path, tmp_path: Path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"\xff\xd8 no picture")
+    cv2.imwrite(str(tmp_path / "in" / "good.jpg"), np.zeros((40, 40, 3), np.uint8))
+    assert main(["predict", str(run), str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 1
+    assert (tmp_path / "out" / "good.jpg").exists()
+    assert "failed: " in (errors := capsys.readouterr().err)
+    assert "bad.jpg: truncated JPEG" in errors
+
+
+def test_grid_draws_predictions_beside_truth(run: Path):
+    assert main(["grid", str(run), "--count", "2"]) == 0
+    picture = cv2.imread(str(run / "predictions.png"))
+    assert picture.shape == (60 + 24 + 4, 6 * 84, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "configs/ssdlite_shape.yaml"], "configs/ssdlite_shape.yaml: no such config file; did you mean 'ssdlite_shapes.yaml'?"),
+        (["train"], "train needs a config, or --resume RUN"),
+        (["train", "configs/ssdlite_shapes.yaml", "train.stepz=3"], "override 'train.stepz=3': unknown key 'train.stepz'; did you mean 'steps'?"),
+        (["train", "configs/ssdlite_shapes.yaml", "--resume", "runs/x"], "--resume RUN goes alone: the run folder holds its config"),
+        (["train", "--resume", "runs/none"], "runs/none: not a run folder (no config.yaml in it)"),
+        (
+            ["train", "configs/ssdlite_shapes.yaml", "tasks.det.head.name=ssdlight", "--out", "/nonexistent/x"],
+            "tasks.det.head.name: no head 'ssdlight'; did you mean 'ssdlite'?",
+        ),
+        (
+            ["train", "configs/ssdlite_shapes.yaml", "tasks.det.head.args.extra=[1]", "data.train.args.coun=1"],
+            "data.train.args.coun: dataset 'shapes' has no such argument; did you mean 'count'?;"
+            " tasks.det.head.args.extra: head 'ssdlite' has no such argument; did you mean 'extras'?",
+        ),
+        (["eval"], "eval needs a config or run, or --ground-truth and --detections"),
+        (["eval", "configs/ssdlite_shapes.yaml"], "configs/ssdlite_shapes.yaml: nothing to evaluate; name a run folder, model.weights=FILE or --weights FILE"),
+        (["eval", "--ground-truth", "x.json"], "--ground-truth and --detections go together, and without a config, run or weights"),
+        (["predict", "missing.safetensors", "x.jpg"], "missing.safetensors: no such weight file"),
+        (["predict", "configs", "x.jpg"], "configs: no best.safetensors in this folder; has the run been evaluated yet?"),
+        (
+            ["train", "configs/ssdlite_coco.yaml", "data.root=/nonexistent"],
+            "/nonexistent/coco/annotations/instances_train2017.json: cannot read the annotations (No such file or directory)",
+        ),
+        (["config", "configs/ssdlite_shapes.yaml", "tasks.det.haed=x"], "override 'tasks.det.haed=x': unknown key 'tasks.det.haed'; did you mean 'head'?"),
+    ],
+)
+def test_mistakes_are_one_line_with_exit_code_2(arguments, message, capsys, root, monkeypatch):
+    monkeypatch.chdir(root)
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == f"mnv2det: {message}\n"
+
+
+def test_eval_of_files(tmp_path: Path, capsys):
+    truth = {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 50, "width": 50}],
+        "categories": [{"id": 7, "name": "cat"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [5, 5, 20, 20], "area": 400, "iscrowd": 0}],
+    }
+    (tmp_path / "gt.json").write_text(json.dumps(truth))
+    (tmp_path / "dt.json").write_text(
+        json.dumps([{"image_id": 1, "category_id": 7, "bbox": [5, 5, 20, 20], "score": 0.9}])
+    )
+    files = ["--ground-truth", str(tmp_path / "gt.json"), "--detections", str(tmp_path / "dt.json")]
+    assert main(["eval", *files]) == 0
+    assert "AP                                 1.0000" in capsys.readouterr().out
+    assert main(["eval", *files, "--protocol", "voc07", "--iou", "0.5", "--json", str(tmp_path / "o.json")]) == 0
+    assert json.loads((tmp_path / "o.json").read_text())["figures"]["AP50"] == 1.0
