@@ -6,7 +6,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from mnv2det.version import __version__
 
 # albumentations asks the network for its newest version on import; nothing here goes online unasked
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

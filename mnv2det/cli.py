@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mnv2det import __version__
 from mnv2det.config import load_config, to_yaml
 from mnv2det.errors import ConfigError, Mnv2detError
+from mnv2det.version import __version__
 
 EXAMPLES = """examples:
   mnv2det train configs/ssdlite_shapes.yaml
@@ -233,9 +233,7 @@ def _import(given: argparse.Namespace) -> int:
         raise ConfigError("--limit must be at least 1")
     from mnv2det.engine.import_weights import import_weights
 
-    summary = import_weights(
-        given.source, given.output, labels=given.labels, images=given.images, limit=given.limit
-    )
+    summary = import_weights(given.source, given.output, labels=given.labels, images=given.images, limit=given.limit)
     for key, value in summary.items():
         print(f"{key}: {value}")
     _write_json(given, summary)

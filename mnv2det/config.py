@@ -314,13 +314,20 @@ def _check_values(config: Config, where: str) -> None:
             raise ConfigError(f"{where}: {key}: expected {expected}, got {value!r}")
 
     size, train, data = config.model.input_size, config.train, config.data
-    need(len(size) == 2 and all(32 <= n <= 8192 for n in size), "model.input_size", "[height, width] of 32 to 8192", size)
+    need(
+        len(size) == 2 and all(32 <= n <= 8192 for n in size), "model.input_size", "[height, width] of 32 to 8192", size
+    )
     for key in ("mean", "std"):
         value = getattr(config.model, key)
         need(value is None or len(value) == 3, f"model.{key}", "three numbers, R G B", value)
     mean = config.model.mean
     need(mean is None or all(0 <= v <= 1 for v in mean), "model.mean", "numbers from 0 to 1", mean)
-    need(config.model.std is None or all(v > 0 for v in config.model.std), "model.std", "positive numbers", config.model.std)
+    need(
+        config.model.std is None or all(v > 0 for v in config.model.std),
+        "model.std",
+        "positive numbers",
+        config.model.std,
+    )
     need(bool(config.tasks), "tasks", "at least one task", config.tasks)
     for name, task in config.tasks.items():
         need(name.isidentifier(), f"tasks.{name}", "a name of letters, digits and _", name)
@@ -329,7 +336,12 @@ def _check_values(config: Config, where: str) -> None:
             need(not _missing(getattr(task, part)), f"tasks.{name}.{part}.name", "the name of a component", None)
     for split in ("train", "val"):
         need(not _missing(getattr(data, split)), f"data.{split}.name", "the name of a data set", None)
-    need((train.epochs is None) != (train.steps is None), "train.epochs / train.steps", "exactly one of them", [train.epochs, train.steps])
+    need(
+        (train.epochs is None) != (train.steps is None),
+        "train.epochs / train.steps",
+        "exactly one of them",
+        [train.epochs, train.steps],
+    )
     for key, number, least in (
         ("seed", config.seed, 0),
         ("data.batch_size", data.batch_size, 1),
@@ -343,8 +355,18 @@ def _check_values(config: Config, where: str) -> None:
         ("optim.warmup_steps", config.optim.warmup_steps, 0),
     ):
         need(number is None or number >= least, key, f"a whole number >= {least}", number)
-    need(train.ema_decay is None or 0 < train.ema_decay < 1, "train.ema_decay", "a number between 0 and 1", train.ema_decay)
-    need(config.optim.clip_norm is None or config.optim.clip_norm > 0, "optim.clip_norm", "a number > 0", config.optim.clip_norm)
+    need(
+        train.ema_decay is None or 0 < train.ema_decay < 1,
+        "train.ema_decay",
+        "a number between 0 and 1",
+        train.ema_decay,
+    )
+    need(
+        config.optim.clip_norm is None or config.optim.clip_norm > 0,
+        "optim.clip_norm",
+        "a number > 0",
+        config.optim.clip_norm,
+    )
     need(config.optim.head_lr_factor >= 0, "optim.head_lr_factor", "a number >= 0", config.optim.head_lr_factor)
     need(0 <= config.optim.warmup_start <= 1, "optim.warmup_start", "a number from 0 to 1", config.optim.warmup_start)
 

@@ -21,7 +21,9 @@ def make_voc(root: Path, *, broken: bool = False) -> None:
     for number in range(8):
         image = rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)
         data = cv2.imencode(".jpg", image)[1].tobytes()
-        (home / "JPEGImages" / f"img{number}.jpg").write_bytes(data[: len(data) // 2] if broken and number == 2 else data)
+        (home / "JPEGImages" / f"img{number}.jpg").write_bytes(
+            data[: len(data) // 2] if broken and number == 2 else data
+        )
         (home / "Annotations" / f"img{number}.xml").write_text(
             "<annotation><size><width>80</width><height>60</height></size><object><name>cat</name><bndbox>"
             "<xmin>10</xmin><ymin>10</ymin><xmax>50</xmax><ymax>40</ymax></bndbox></object></annotation>"
@@ -134,10 +136,19 @@ def test_grid_draws_predictions_beside_truth(run: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "configs/ssdlite_shape.yaml"], "configs/ssdlite_shape.yaml: no such config file; did you mean 'ssdlite_shapes.yaml'?"),
+        (
+            ["train", "configs/ssdlite_shape.yaml"],
+            "configs/ssdlite_shape.yaml: no such config file; did you mean 'ssdlite_shapes.yaml'?",
+        ),
         (["train"], "train needs a config, or --resume RUN"),
-        (["train", "configs/ssdlite_shapes.yaml", "train.stepz=3"], "override 'train.stepz=3': unknown key 'train.stepz'; did you mean 'steps'?"),
-        (["train", "configs/ssdlite_shapes.yaml", "--resume", "runs/x"], "--resume RUN goes alone: the run folder holds its config"),
+        (
+            ["train", "configs/ssdlite_shapes.yaml", "train.stepz=3"],
+            "override 'train.stepz=3': unknown key 'train.stepz'; did you mean 'steps'?",
+        ),
+        (
+            ["train", "configs/ssdlite_shapes.yaml", "--resume", "runs/x"],
+            "--resume RUN goes alone: the run folder holds its config",
+        ),
         (["train", "--resume", "runs/none"], "runs/none: not a run folder (no config.yaml in it)"),
         (
             ["train", "configs/ssdlite_shapes.yaml", "tasks.det.head.name=ssdlight", "--out", "/nonexistent/x"],
@@ -149,15 +160,27 @@ def test_grid_draws_predictions_beside_truth(run: Path):
             " tasks.det.head.args.extra: head 'ssdlite' has no such argument; did you mean 'extras'?",
         ),
         (["eval"], "eval needs a config or run, or --ground-truth and --detections"),
-        (["eval", "configs/ssdlite_shapes.yaml"], "configs/ssdlite_shapes.yaml: nothing to evaluate; name a run folder, model.weights=FILE or --weights FILE"),
-        (["eval", "--ground-truth", "x.json"], "--ground-truth and --detections go together, and without a config, run or weights"),
+        (
+            ["eval", "configs/ssdlite_shapes.yaml"],
+            "configs/ssdlite_shapes.yaml: nothing to evaluate; name a run folder, model.weights=FILE or --weights FILE",
+        ),
+        (
+            ["eval", "--ground-truth", "x.json"],
+            "--ground-truth and --detections go together, and without a config, run or weights",
+        ),
         (["predict", "missing.safetensors", "x.jpg"], "missing.safetensors: no such weight file"),
-        (["predict", "configs", "x.jpg"], "configs: no best.safetensors in this folder; has the run been evaluated yet?"),
+        (
+            ["predict", "configs", "x.jpg"],
+            "configs: no best.safetensors in this folder; has the run been evaluated yet?",
+        ),
         (
             ["train", "configs/ssdlite_coco.yaml", "data.root=/nonexistent"],
             "/nonexistent/coco/annotations/instances_train2017.json: cannot read the annotations (No such file or directory)",
         ),
-        (["config", "configs/ssdlite_shapes.yaml", "tasks.det.haed=x"], "override 'tasks.det.haed=x': unknown key 'tasks.det.haed'; did you mean 'head'?"),
+        (
+            ["config", "configs/ssdlite_shapes.yaml", "tasks.det.haed=x"],
+            "override 'tasks.det.haed=x': unknown key 'tasks.det.haed'; did you mean 'head'?",
+        ),
     ],
 )
 def test_mistakes_are_one_line_with_exit_code_2(arguments, message, capsys, root, monkeypatch):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mnv2det.cli import tool  # noqa: E402 - the checkout must be found first
+from mnv2det.cli import tool
 
 if __name__ == "__main__":
     tool("train")

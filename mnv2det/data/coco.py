@@ -129,7 +129,8 @@ class COCO(Dataset):
         if not isinstance(entry, dict):
             raise DataError(f"{self.path}: annotations[{position}]: expected keys, got {str(entry)[:40]}")
         place = f"{self.path}: annotation {entry.get('id', f'[{position}]')}"
-        image, category = entry.get("image_id"), entry.get("category_id")
+        image: Any = entry.get("image_id")
+        category: Any = entry.get("category_id")
         if not _whole(image) or image not in places:
             raise DataError(f"{place}: image_id {image!r} is not in images")
         if not _whole(category) or category not in labels:
@@ -150,7 +151,7 @@ class COCO(Dataset):
             raise DataError(f"{place}: area: expected a number, got {str(area)[:40]}")
         crowd = entry.get("iscrowd", 0)
         if crowd not in (0, 1):
-            raise DataError(f"{place}: iscrowd: expected 0 or 1, got {str(crowd)[:40]}")
+            raise DataError(f"{place}: iscrowd: expected 0 or 1, got {repr(crowd)[:40]}")
         return index, labels[category], bool(crowd), float(area), corners
 
 

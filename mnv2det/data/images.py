@@ -79,11 +79,11 @@ def inside(root: Path, relative: str, *, where: str) -> Path:
     Raises:
         DataError: The path is absolute or climbs out of ``root``.
     """
-    path = os.path.normpath(os.path.join(root, relative))
-    base = os.path.normpath(root)
-    if os.path.isabs(relative) or not (path + os.sep).startswith(os.path.join(base, "")) or "\0" in relative:
+    # judged alone: beside a root of "." or ".." a prefix says nothing
+    plain = os.path.normpath(relative)
+    if os.path.isabs(relative) or plain.split(os.sep)[0] == os.pardir or "\0" in relative:
         raise DataError(f"{where}: path '{relative}' leaves the data folder {root}")
-    return Path(path)
+    return Path(os.path.normpath(os.path.join(root, plain)))
 
 
 def read_sized(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -104,7 +104,5 @@ def read_sized(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), flags)  # type: ignore[assignment]
     if image.shape[:2] != size:
-        raise DataError(
-            f"{path}: image is {image.shape[1]}x{image.shape[0]}, its annotation says {size[1]}x{size[0]}"
-        )
+        raise DataError(f"{path}: image is {image.shape[1]}x{image.shape[0]}, its annotation says {size[1]}x{size[0]}")
     return image

@@ -76,7 +76,11 @@ class _View(TorchDataset[Item]):
             return str(error) if self.skip else error
         image, target = self.transform(sample, seed)
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        return Sample(image[:0], sample.target, sample.image_id), pixels, {**target, "_size": np.array(sample.image.shape[:2])}
+        return (
+            Sample(image[:0], sample.target, sample.image_id),
+            pixels,
+            {**target, "_size": np.array(sample.image.shape[:2])},
+        )
 
 
 def train_loader(
@@ -138,7 +142,7 @@ def _tensors(target: Arrays) -> Target:
     result: Target = {}
     for key in ("boxes", "labels", "ignore", "label"):
         if key in target:
-            result[key] = torch.from_numpy(np.asarray(target[key]))  # type: ignore[literal-required]
+            result[key] = torch.from_numpy(np.asarray(target[key]))
     if "mask" in target:
         result["mask"] = torch.from_numpy(target["mask"].astype(np.int64))
     return result

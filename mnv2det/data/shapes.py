@@ -60,6 +60,8 @@ class Shapes(Dataset):
             raise ConfigError(f"data set shapes: split '{split}': expected train, val or test")
         if count < 1 or most < 1 or min(size) < 16 or not 0.02 <= scale[0] <= scale[1] <= 1 or seed < 0:
             raise ConfigError("data set shapes: needs count, most >= 1, size >= 16, .02 <= scale <= 1, seed >= 0")
+        if not 0 <= min_visible <= 1:
+            raise ConfigError(f"data set shapes: min_visible {min_visible}: expected a share from 0 to 1")
         if names is not None and tuple(names) != NAMES:
             raise ConfigError(f"data set shapes: its classes are {', '.join(NAMES)}; got {', '.join(names)}")
         self.split, self.count, self.size, self.seed = split, count, size, seed
@@ -94,8 +96,7 @@ class Shapes(Dataset):
             drawn.append(int(np.count_nonzero(shape)))
             _paint(rng, image, shape)
         grain = rng.standard_normal((*self.size, 1), np.float32) * np.float32(rng.uniform(3, 12))
-        image = np.clip(image + grain, 0, 255).astype(np.uint8)
-        return Sample(image, self._annotate(owner, labels, drawn), index)
+        return Sample(np.clip(image + grain, 0, 255).astype(np.uint8), self._annotate(owner, labels, drawn), index)
 
     def _annotate(self, owner: NDArray[np.int16], labels: list[int], drawn: list[int]) -> Arrays:
         boxes, kept, ignore, area = [], [], [], []
@@ -133,21 +134,21 @@ def _ground(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float
     return first * mix + second * (1 - mix)
 
 
-def _draw(
-    rng: np.random.Generator, size: tuple[int, int], name: str, scale: tuple[float, float]
-) -> NDArray[np.uint8]:
+def _draw(rng: np.random.Generator, size: tuple[int, int], name: str, scale: tuple[float, float]) -> NDArray[np.uint8]:
     """The shape's own mask, turned and placed at random, at least half inside the image."""
     height, width = size
     radius = min(size) * math.exp(rng.uniform(math.log(scale[0]), math.log(scale[1]))) / 2
-    center = np.array([rng.uniform(0.25 * radius, width - 0.25 * radius), rng.uniform(0.25 * radius, height - 0.25 * radius)])
+    center = np.array(
+        [rng.uniform(0.25 * radius, width - 0.25 * radius), rng.uniform(0.25 * radius, height - 0.25 * radius)]
+    )
     turn = rng.uniform(0, 2 * math.pi)
     mask = np.zeros(size, np.uint8)
     if name in ("circle", "ring"):
         axes = (radius, radius * rng.uniform(0.7, 1))
         place = (tuple(center.tolist()), (2 * axes[0], 2 * axes[1]), math.degrees(turn))
-        cv2.ellipse(mask, place, 1, cv2.FILLED)  # type: ignore[call-overload]
+        cv2.ellipse(mask, place, 1, cv2.FILLED)
         if name == "ring":
-            cv2.ellipse(mask, (place[0], (axes[0], axes[1]), place[2]), 0, cv2.FILLED)  # type: ignore[call-overload]
+            cv2.ellipse(mask, (place[0], (axes[0], axes[1]), place[2]), 0, cv2.FILLED)
         return mask
     corners = np.array(_OUTLINES[name]) * radius
     rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])

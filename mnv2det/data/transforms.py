@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import albumentations as A  # noqa: N812 - its own convention
+import albumentations as A
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +63,7 @@ class Window(A.DualTransform):
         tries = 50
         least = rng.choice(self.covered)
         area = rng.uniform(*self.area, tries)
-        ratio = np.exp(rng.uniform(*np.log(self.ratio), tries)) * shape[0] / shape[1]
+        ratio = np.exp(rng.uniform(np.log(self.ratio[0]), np.log(self.ratio[1]), tries)) * shape[0] / shape[1]
         sides = np.stack([np.sqrt(area * ratio), np.sqrt(area / ratio)], axis=1)
         corner = rng.random((tries, 2)) * (1 - sides)
         windows = np.concatenate([corner, corner + sides], axis=1)
@@ -149,12 +149,16 @@ def ssd(
         raise ConfigError("augmentation ssd: shares must be from 0 to 1, crop + expand at most 1")
     if not (0 < area[0] <= area[1] <= 1 and 0 < ratio[0] <= ratio[1] and most >= 1 and covered):
         raise ConfigError("augmentation ssd: needs 0 < area <= 1, 0 < ratio, most >= 1 and some covered")
+    if not all(0 <= share <= 1 for share in covered):
+        raise ConfigError("augmentation ssd: covered must be shares from 0 to 1")
     fill = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
     steps = [
         Window(size, crop=crop, expand=expand, area=area, ratio=ratio, covered=covered, most=most, fill=fill),
         A.HorizontalFlip(p=flip),
         A.VerticalFlip(p=vertical_flip),
-        A.ColorJitter(brightness=(0.8, 1.2), contrast=(0.7, 1.3), saturation=(0.7, 1.3), hue=(-0.04, 0.04), p=photometric),
+        A.ColorJitter(
+            brightness=(0.8, 1.2), contrast=(0.7, 1.3), saturation=(0.7, 1.3), hue=(-0.04, 0.04), p=photometric
+        ),
     ]
     return _pipeline(steps)
 
@@ -180,7 +184,8 @@ def resize(sample: Sample, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Ar
     if "boxes" in target:
         target["boxes"] = (target["boxes"] * np.tile(factor[::-1], 2)).astype(np.float32)
     if "mask" in target:
-        target["mask"] = cv2.resize(target["mask"], size[::-1], interpolation=cv2.INTER_NEAREST)
+        # exact: the plain one takes pixels up to half a pixel left of and above their place
+        target["mask"] = cv2.resize(target["mask"], size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     return stretch(sample.image, size), target
 
 

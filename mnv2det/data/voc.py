@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,9 @@ class VOC(Dataset):
         self._skip = bad_data is BadData.skip
         self.devkit = inside(root, folder, where="data set voc: folder")
         listed = [entry for item in sets for entry in _read_list(self.devkit, item)]
+        if len(set(listed)) != len(listed):
+            twice = next(stem for (_, stem), times in Counter(listed).items() if times > 1)
+            raise DataError(f"{self.devkit} ({', '.join(sets)}): image '{twice}' is listed twice")
         stems, sizes, counts = [], [], []
         rows: list[Row] = []
         for home, stem in tqdm(listed, desc="reading VOC xml", unit="file", disable=len(listed) < 2000, leave=False):

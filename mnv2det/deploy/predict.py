@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -71,10 +72,9 @@ def predict(
                     elif isinstance(result, Scores):
                         entry["classes"] = _best_classes(result, predictor.classes[task])
                 if pictures:
-                    data = encode(image, names[number - 1].suffix)
-                    write_atomically(folder / names[number - 1], lambda file, data=data: file.write(data))
+                    _write(folder / names[number - 1], encode(image, names[number - 1].suffix))
             bar.update(len(chunk))
-        _write(folder / "predictions.json", written)
+        _write(folder / "predictions.json", json.dumps(written).encode())
     except OSError as error:
         raise DataError(f"{error.filename or folder}: cannot write ({error.strerror})") from None
     finally:
@@ -140,7 +140,5 @@ def _best_classes(result: Scores, names: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _write(path: Path, data: Any) -> None:
-    import json
-
-    write_atomically(path, lambda file: file.write(json.dumps(data).encode()))
+def _write(path: Path, data: bytes) -> None:
+    write_atomically(path, lambda file: file.write(data))

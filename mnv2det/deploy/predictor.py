@@ -44,7 +44,7 @@ class Predictor:
                 raise WeightsError(f"{source}: no best.safetensors in this folder; has the run been evaluated yet?")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model, self.header = from_file(str(path))
-        self.model = model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.classes = model.classes
 
     def __call__(self, picture: Picture) -> dict[str, Result]:

@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import mnv2det.data
-import mnv2det.engine.optim
-import mnv2det.evaluation
-import mnv2det.models
 from mnv2det.config import Component, Config, data_root
 from mnv2det.data.dataset import Dataset
 from mnv2det.data.transforms import Transform

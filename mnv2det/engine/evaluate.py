@@ -105,7 +105,7 @@ def evaluate_source(
     with processes(device) as group:
         model = model.to(group.device)
         if config.train.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model = model.to(memory_format=torch.channels_last)
         figures = evaluate(model, dataset, build_evaluators(config, model.classes), group, config)
     return {"weights": chosen, "images": len(dataset), "figures": figures, "problems": dataset.problems}
 

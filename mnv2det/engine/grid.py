@@ -57,11 +57,13 @@ def prediction_grid(
         for index in range(min(count, len(dataset))):
             sample = dataset.read(index)
             pixels = torch.from_numpy(resize(sample, model.preprocess.input_size)[0]).permute(2, 0, 1)[None]
-            found = model.predict(pixels.to(group.device), [sample.image.shape[:2]])  # type: ignore[list-item]
+            found = model.predict(pixels.to(group.device), [sample.image.shape[:2]])
             for task, results in found.items():
                 if isinstance(results[0], Detections):
                     names = model.classes[task]
-                    cells.append(title(draw_detections(sample.image, results[0], names, threshold=threshold), "predicted"))
+                    cells.append(
+                        title(draw_detections(sample.image, results[0], names, threshold=threshold), "predicted")
+                    )
                     truth = draw_boxes(sample.image, sample.target["boxes"], sample.target["labels"], names)
                     cells.append(title(truth, "ground truth"))
     if not cells:

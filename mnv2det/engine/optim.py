@@ -101,9 +101,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, steps: int) -> tuple[
         if group.pop("bare"):
             group["weight_decay"] = 0.0
     warmup = config.warmup_steps
-    after = SCHEDULES.build(
-        config.schedule.name, config.schedule.args, max(steps - warmup, 1), place="optim.schedule"
-    )
+    after = SCHEDULES.build(config.schedule.name, config.schedule.args, max(steps - warmup, 1), place="optim.schedule")
 
     def factor(now: int) -> float:
         if now < warmup:

@@ -27,7 +27,6 @@ from mnv2det.engine.evaluate import evaluate
 from mnv2det.engine.log import RunLog, progress
 from mnv2det.engine.optim import build_optimizer
 from mnv2det.errors import ConfigError, Mnv2detError, TrainingError
-from mnv2det.evaluation.evaluator import Evaluator
 from mnv2det.models.model import Model, from_config
 from mnv2det.models.weights.files import save_weights, write_atomically
 from mnv2det.structures import Batch
@@ -125,7 +124,7 @@ class _Run:
         config, group, train = self.config, self.group, self.config.train
         self.model = self.model.to(group.device)
         if train.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.model = self.model.to(memory_format=torch.channels_last)
         self.average = _average(self.model, train.ema_decay, train.ema_warmup) if train.ema_decay else None
         if train.amp is Amp.fp16 and group.device.type != "cuda":
             raise ConfigError("train.amp: fp16 needs CUDA; use bf16 or fp32 on this device")
@@ -226,7 +225,9 @@ class _Run:
             total = torch.stack(list(losses.values())).sum() / train.accumulate
             self.scaler.scale(total).backward()
             for name, value in losses.items():
-                summed[name] = summed.get(name, torch.zeros((), device=value.device)) + value.detach() / train.accumulate
+                summed[name] = (
+                    summed.get(name, torch.zeros((), device=value.device)) + value.detach() / train.accumulate
+                )
             images += len(batch.image_ids)
             ids += batch.image_ids
             self._count_skipped(batch)
@@ -274,7 +275,9 @@ class _Run:
         task, evaluator = next(iter(self.evaluators.items()))
         key = self.config.train.best or f"{task}/{evaluator.main}"
         if key not in figures:
-            raise ConfigError(f"train.best: no figure '{key}'; there are {', '.join(f for f in figures if f.count('/') == 1)}")
+            raise ConfigError(
+                f"train.best: no figure '{key}'; there are {', '.join(f for f in figures if f.count('/') == 1)}"
+            )
         self.log.write(
             kind="eval",
             step=self.at.step,
@@ -289,7 +292,9 @@ class _Run:
             self.at.best = figures[key]
             if self.group.main:
                 header = model.header(
-                    config=to_dict(self.config), metrics=figures, provenance={"step": self.at.step, "seed": self.config.seed}
+                    config=to_dict(self.config),
+                    metrics=figures,
+                    provenance={"step": self.at.step, "seed": self.config.seed},
                 )
                 save_weights(self.run / "best.safetensors", model.state_dict(), header)
 

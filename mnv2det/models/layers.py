@@ -165,8 +165,11 @@ class ConvNorm(nn.Sequential):
         """
         if self.norm.training or (torch.is_grad_enabled() and self.conv.weight.requires_grad):
             return super().forward(input)
-        scale = self.norm.weight * (self.norm.running_var + self.norm.eps).rsqrt()  # type: ignore[operator]
-        shift = self.norm.bias - self.norm.running_mean * scale
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        assert mean is not None
+        assert variance is not None
+        scale = self.norm.weight * (variance + self.norm.eps).rsqrt()
+        shift = self.norm.bias - mean * scale
         output = self.conv.convolve(input, self.conv.weight * scale[:, None, None, None], shift)
         return output if self.linear else F.hardtanh_(output, 0.0, 6.0)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from torch import Tensor, nn
 
-from mnv2det.errors import ConfigError, near
+from mnv2det.errors import ConfigError
+from mnv2det.models.backbone import Backbone, Features, split_tap
 from mnv2det.models.layers import ConvNorm, InvertedResidual, Padding, init_weights, make_divisible, subsample
 from mnv2det.registry import BACKBONES
 from mnv2det.structures import FeatureInfo
@@ -16,40 +17,8 @@ from mnv2det.structures import FeatureInfo
 TABLE_2 = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
 
-class Features(Mapping[str, FeatureInfo]):
-    """What a backbone offers, by tap name; ``name/32`` is that feature read at stride 32."""
-
-    def __init__(self, known: Mapping[str, FeatureInfo]) -> None:
-        self._known = dict(known)
-
-    def __getitem__(self, tap: str) -> FeatureInfo:
-        name, stride = split_tap(tap)
-        if name not in self._known:
-            raise ConfigError(f"backbone has no feature '{name}'{near(name, self._known)}")
-        info = self._known[name]
-        if stride is None or stride == info.stride:
-            return info
-        if stride % info.stride or (stride // info.stride).bit_count() != 1:
-            raise ConfigError(f"feature '{name}' has stride {info.stride}, it cannot be read at stride {stride}")
-        return FeatureInfo(info.channels, stride)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._known)
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-
-def split_tap(tap: str) -> tuple[str, int | None]:
-    """Splits ``block14.expand/16`` into the feature's name and the stride it is read at."""
-    name, slash, stride = tap.partition("/")
-    if slash and not stride.isdigit():
-        raise ConfigError(f"tap '{tap}': expected name or name/stride")
-    return name, int(stride) if slash else None
-
-
 @BACKBONES.register("mobilenet_v2")
-class MobileNetV2(nn.Module):
+class MobileNetV2(Backbone):
     """Stem, 17 inverted residuals and the last 1x1 convolution.
 
     Features: ``image`` (the input itself, for its size), ``stem``, ``block1`` ... ``block17``,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mnv2det.config import ModelConfig, TaskConfig
-from mnv2det.errors import ConfigError, WeightsError
+from mnv2det.errors import ConfigError, WeightsError, near
+from mnv2det.models.backbone import Backbone
 from mnv2det.models.head import Head
 from mnv2det.models.weights.files import Header, read_weights
 from mnv2det.registry import BACKBONES, HEADS
@@ -27,9 +28,12 @@ class Model(nn.Module):
         spec: ``{"backbone": {name, args}, "heads": {task: {name, args}}}``, kept for the weight file.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         heads: Mapping[str, Head],
         *,
         preprocess: Preprocess,
@@ -37,7 +41,7 @@ class Model(nn.Module):
         spec: Mapping[str, Any],
     ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone: Backbone = backbone
         self.heads = nn.ModuleDict(heads)
         self.preprocess = preprocess
         self.classes = {task: list(names) for task, names in classes.items()}
@@ -88,11 +92,9 @@ class Model(nn.Module):
         Raises:
             ConfigError: There is no such layer.
         """
-        stages: list[tuple[str, nn.Module]] = self.backbone.stages()  # type: ignore[operator]
+        stages = self.backbone.stages()
         names = [name for name, _ in stages]
         if upto not in names:
-            from mnv2det.errors import near
-
             raise ConfigError(f"model.freeze: no backbone layer '{upto}'{near(upto, names)}")
         self._frozen = [stage for _, stage in stages[: names.index(upto) + 1]]
         for stage in self._frozen:
@@ -214,7 +216,9 @@ def _agree(model: ModelConfig, header: Header) -> dict[str, Any]:
         raise ConfigError(
             f"model.backbone.name: '{model.backbone.name}', but {model.weights} holds '{header.backbone['name']}'"
         )
-    args = {key: header.backbone["args"][key] for key in ("width", "padding", "norm_eps") if key in header.backbone["args"]}
+    args = {
+        key: header.backbone["args"][key] for key in ("width", "padding", "norm_eps") if key in header.backbone["args"]
+    }
     for key, value in args.items():
         given = model.backbone.args.get(key, value)
         if given != value:

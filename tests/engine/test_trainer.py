@@ -40,7 +40,10 @@ def tiny(root: Path) -> Config:
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     state = load_checkpoint(run / "last.pt")
-    return {**{f"model.{k}": v for k, v in state["model"].items()}, **{f"ema.{k}": v for k, v in state["average"].items()}}
+    return {
+        **{f"model.{k}": v for k, v in state["model"].items()},
+        **{f"ema.{k}": v for k, v in state["average"].items()},
+    }
 
 
 def assert_identical(first: Path, second: Path) -> None:

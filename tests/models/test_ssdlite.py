@@ -88,7 +88,9 @@ def test_loss_agrees_with_a_plain_loop(score: str):
             logits = raw["logits"][image, anchor]
             label = int(labels[0, index]) + 1 if index >= 0 else 0
             if score == "sigmoid":
-                loss = F.binary_cross_entropy_with_logits(logits, F.one_hot(torch.tensor(label), 4).float(), reduction="sum")
+                loss = F.binary_cross_entropy_with_logits(
+                    logits, F.one_hot(torch.tensor(label), 4).float(), reduction="sum"
+                )
             else:
                 loss = F.cross_entropy(logits, torch.tensor(label))
             if index >= 0:

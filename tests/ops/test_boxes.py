@@ -51,9 +51,7 @@ def test_anchor_count_is_published(size: int, count: int):
 def test_anchor_scales_are_published():
     shapes = level_shapes(6)
     assert [len(level) for level in shapes] == [3, 6, 6, 6, 6, 6]
-    assert_close(
-        torch.tensor([level[0][0] for level in shapes[1:]]), torch.tensor([0.35, 0.5, 0.65, 0.8, 0.95])
-    )
+    assert_close(torch.tensor([level[0][0] for level in shapes[1:]]), torch.tensor([0.35, 0.5, 0.65, 0.8, 0.95]))
     assert shapes[0] == ((0.1, 1.0), (0.2, 2.0), (0.2, 0.5))
     assert shapes[5][5] == (pytest.approx(0.95**0.5), 1.0)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mnv2det.errors import WeightsError
 from mnv2det.structures import Preprocess
+from mnv2det.version import __version__
 
 HEADER_KEY = "mnv2det"
 FORMAT = 1
@@ -84,8 +85,6 @@ def save_weights(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], he
         tensors: State dict of a model.
         header: What travels with it.
     """
-    from mnv2det import __version__
-
     header.version = header.version or __version__
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = save(plain, {HEADER_KEY: header.to_json()})

@@ -47,10 +47,15 @@ def convert_torchvision(state: Mapping[str, Tensor], *, where: str) -> tuple[dic
     if "features.18.0.weight" not in theirs or "features.0.0.weight" not in theirs:
         raise WeightsError(f"{where}: not a torchvision mobilenet_v2: tensor 'features.18.0.weight' is missing")
     width = width_of(
-        theirs["features.0.0.weight"].shape[0], [theirs[f"features.{n}.conv.{1 if n == 1 else 2}.weight"].shape[0]
-        for n in range(1, 18) if f"features.{n}.conv.{1 if n == 1 else 2}.weight" in theirs], where=where
+        theirs["features.0.0.weight"].shape[0],
+        [
+            theirs[f"features.{n}.conv.{1 if n == 1 else 2}.weight"].shape[0]
+            for n in range(1, 18)
+            if f"features.{n}.conv.{1 if n == 1 else 2}.weight" in theirs
+        ],
+        where=where,
     )
-    args = {"width": width, "padding": "symmetric", "norm_eps": 1e-5}
+    args: dict[str, Any] = {"width": width, "padding": "symmetric", "norm_eps": 1e-5}
     ours = MobileNetV2(**args).state_dict()
     # both list the same convolutions and norms in the order of the network
     if len(ours) != len(theirs):
@@ -121,7 +126,9 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], header: Header, *
             chosen |= {name: tensors[name] for name in names}
             notes.append(f"{where}: loaded {scope} ({len(names)} tensors)")
         elif scope == "backbone":
-            raise WeightsError(f"{where}: {len(wrong)} of {len(names)} backbone tensors do not fit: {'; '.join(wrong[:3])}")
+            raise WeightsError(
+                f"{where}: {len(wrong)} of {len(names)} backbone tensors do not fit: {'; '.join(wrong[:3])}"
+            )
         else:
             notes.append(f"{where}: {scope} starts from random weights ({wrong[0]})")
     left = sorted({".".join(name.split(".")[:2]) for name in tensors if name not in own and name.startswith("heads.")})

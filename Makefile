@@ -1,0 +1,43 @@
+# Needs Python 3.11 or newer and pip; everything else goes into .venv.
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test test-shared test-slow test-all lint clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: setup.cfg constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "mnv2det needs Python 3.11 or newer; name one with: make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: setup
+	@rm -rf runs/demo
+	$(BIN)/python tools/train.py configs/ssdlite_shapes.yaml --out runs/demo
+	$(BIN)/python tools/eval.py runs/demo --json runs/demo/figures.json
+	$(BIN)/python tools/grid.py runs/demo
+
+test: setup lint
+	$(BIN)/python -m pytest -m "not slow and not shared"
+
+# on the real data beside the checkout (../shared/data); they skip, and say so, without it
+test-shared: setup
+	$(BIN)/python -m pytest -m "shared and not slow"
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+test-all: test test-shared test-slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
