@@ -175,7 +175,8 @@ def test_grid_draws_predictions_beside_truth(run: Path):
         ),
         (
             ["train", "configs/ssdlite_coco.yaml", "data.root=/nonexistent"],
-            "/nonexistent/coco/annotations/instances_train2017.json: cannot read the annotations (No such file or directory)",
+            "/nonexistent/coco/annotations/instances_train2017.json: cannot read the annotations"
+            " (No such file or directory)",
         ),
         (
             ["config", "configs/ssdlite_shapes.yaml", "tasks.det.haed=x"],

@@ -49,7 +49,7 @@ def draw_boxes(
     # worst first, so that the best lies on top
     for number in range(len(boxes))[::-1]:
         color = color_of(int(labels[number]))
-        x1, y1, x2, y2 = (int(round(float(value))) for value in boxes[number])
+        x1, y1, x2, y2 = (round(float(value)) for value in boxes[number])
         cv2.rectangle(canvas, (x1, y1), (x2, y2), color, unit)
         if not text:
             continue

@@ -11,8 +11,8 @@ def by_loop(boxes, scores, threshold, iou, keep):
     rows = []
     for label in range(scores.shape[1]):
         inside = (scores[:, label] > threshold).nonzero()[:, 0]
-        for index in inside[nms(boxes[inside], scores[inside, label], iou)].tolist():
-            rows.append((float(scores[index, label]), label, boxes[index].tolist()))
+        kept = inside[nms(boxes[inside], scores[inside, label], iou)].tolist()
+        rows += [(float(scores[index, label]), label, boxes[index].tolist()) for index in kept]
     return sorted(rows, reverse=True)[:keep]
 
 
