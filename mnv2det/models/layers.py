@@ -47,6 +47,7 @@ class Conv(nn.Conv2d):
     ) -> None:
         reach = dilation * (kernel - 1)
         self.pads_by_size = pad == "same" and stride > 1 and kernel > 1
+        self.spreads = (kernel, stride, dilation) == (3, 2, 1)  # what _StridedDepthwise can do
         super().__init__(
             inputs,
             outputs,
@@ -70,23 +71,26 @@ class Conv(nn.Conv2d):
             down = max((-(-height // step) - 1) * step + reach + 1 - height, 0)
             right = max((-(-width // step) - 1) * step + reach + 1 - width, 0)
             input = F.pad(input, (right // 2, right - right // 2, down // 2, down - down // 2))
-        if self.slow_backward(input):
-            return _StridedDepthwise.apply(input, weight.to(torch.bfloat16), self.padding[0])
+        if self.groups == self.in_channels > 1 and _learns_in_bf16(input, weight):
+            smallest = min(input.shape[-2:])
+            if smallest < 3:
+                # where a window hangs out of the map, oneDNN leaves bfloat16 weight gradients uninitialised
+                with torch.autocast("cpu", enabled=False):
+                    return self._conv_forward(input.float(), weight, bias)
+            if self.spreads and smallest >= 8 and bias is None:
+                return _StridedDepthwise.apply(input, weight.to(torch.bfloat16), self.padding[0])
         return self._conv_forward(input, weight, bias)
 
-    def slow_backward(self, input: Tensor) -> bool:
-        """Whether torch would take its slow path back: stride-2 depthwise in bfloat16 on the CPU."""
-        return (
-            self.groups == self.in_channels > 1
-            and self.stride == (2, 2)
-            and self.kernel_size == (3, 3)
-            and self.bias is None
-            and input.device.type == "cpu"
-            and torch.is_grad_enabled()
-            and torch.is_autocast_enabled("cpu")
-            and torch.get_autocast_dtype("cpu") == torch.bfloat16
-            and (input.requires_grad or self.weight.requires_grad)
-        )
+
+def _learns_in_bf16(input: Tensor, weight: Tensor) -> bool:
+    """Whether gradients will be computed in bfloat16 on the CPU."""
+    return (
+        input.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and (input.requires_grad or weight.requires_grad)
+    )
 
 
 class _StridedDepthwise(torch.autograd.Function):
@@ -134,7 +138,13 @@ class Norm(nn.BatchNorm2d):
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution, batch norm and, unless ``linear``, ReLU6."""
+    """Convolution, batch norm and, unless ``linear``, ReLU6.
+
+    Attributes:
+        fold: Whether evaluation may compute norm and convolution as one.
+    """
+
+    fold = True
 
     def __init__(
         self,
@@ -163,7 +173,7 @@ class ConvNorm(nn.Sequential):
         Where neither statistics nor gradients are wanted (evaluation, frozen layers) the norm goes
         into the convolution's weights, which saves a pass over the map.
         """
-        if self.norm.training or (torch.is_grad_enabled() and self.conv.weight.requires_grad):
+        if not self.fold or self.norm.training or (torch.is_grad_enabled() and self.conv.weight.requires_grad):
             return super().forward(input)
         mean, variance = self.norm.running_mean, self.norm.running_var
         assert mean is not None

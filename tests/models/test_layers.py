@@ -16,7 +16,7 @@ def test_batch_norm_survives_one_value_per_channel_in_training():
 
 
 @pytest.mark.parametrize("pad", ["symmetric", "same"])
-@pytest.mark.parametrize("size", [(12, 12), (13, 12), (9, 11), (1, 2), (2, 1)])
+@pytest.mark.parametrize("size", [(12, 12), (13, 12), (9, 11), (16, 8)])
 def test_our_gradient_of_a_strided_depthwise_layer_is_torchs(pad: str, size: tuple[int, int]):
     layer = Conv(6, 6, 3, stride=2, groups=6, pad=pad)
     # exact in bfloat16, so that both must agree to the last bit but for the order of sums
@@ -28,8 +28,8 @@ def test_our_gradient_of_a_strided_depthwise_layer_is_torchs(pad: str, size: tup
     wanted.backward(direction)
     wanted_weight, layer.weight.grad = layer.weight.grad, None
     with torch.autocast("cpu", torch.bfloat16):
-        assert layer.slow_backward(ours)
         found = layer(ours)
+    assert "StridedDepthwise" in type(found.grad_fn).__name__
     found.backward(direction.bfloat16())
     assert_close(found.float(), wanted, rtol=1e-2, atol=0.5)
     assert_close(ours.grad, plain.grad, rtol=1e-2, atol=0.5)

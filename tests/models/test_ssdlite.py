@@ -180,3 +180,24 @@ def test_prior_is_what_fresh_predictors_say():
 def test_wrong_hyperparameters_are_refused(wrong: dict):
     with pytest.raises(ConfigError, match="ssdlite"):
         small_head(**wrong)
+
+
+def test_bfloat16_gradients_repeat_bit_for_bit_on_maps_smaller_than_a_window():
+    """oneDNN leaves weight gradients of depthwise layers on 1x1 maps uninitialised: not with us."""
+    built = model(classes=3, width=0.35, extras=[32, 32, 32, 32]).to(memory_format=torch.channels_last)
+    images = torch.randn(4, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    targets = [target([[10.0, 10, 40, 40]], [1]) for _ in range(4)]
+    seen: list[dict[str, torch.Tensor]] = []
+    for _ in range(4):
+        for layer in built.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.reset_running_stats()
+        built.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            raw = built(images)
+        losses = built.loss(raw, targets, {})
+        dirt = [torch.full((size,), torch.nan) for size in (16, 64, 256, 1024, 4096, 16384) for _ in range(30)]
+        del dirt
+        torch.stack(list(losses.values())).sum().backward()
+        seen.append({name: p.grad.clone() for name, p in built.named_parameters() if p.grad is not None})
+    assert [name for name in seen[0] for other in seen[1:] if not torch.equal(seen[0][name], other[name])] == []

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mnv2det.errors import WeightsError
+from mnv2det.models.layers import ConvNorm
 from mnv2det.models.weights.files import Header
 
 
@@ -60,15 +61,20 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor], *, header: Header | 
     moments = {name: Moments() for name in norms}
     modes = {module: module.training for module in model.modules()}
     hooks = [layer.register_forward_pre_hook(_collector(moments[name])) for name, layer in norms.items()]
+    blocks = [module for module in model.modules() if isinstance(module, ConvNorm)]
     images = 0
     try:
         model.eval()
+        for block in blocks:
+            block.fold = False
         for batch in batches:
             model(batch)
             images += len(batch)
     finally:
         for hook in hooks:
             hook.remove()
+        for block in blocks:
+            block.fold = True
         for module, mode in modes.items():
             module.training = mode
     if not images:
