@@ -35,6 +35,7 @@ class Shapes(Dataset):
         seed: Another seed, another data set.
         most: Most shapes in an image; at least one.
         scale: Smallest and largest shape, relative to the shorter side.
+        turn: Shapes are turned by up to this many degrees either way.
         min_visible: See above.
         names: Must be null or the class list itself.
 
@@ -53,6 +54,7 @@ class Shapes(Dataset):
         seed: int = 0,
         most: int = 6,
         scale: tuple[float, float] = (0.12, 0.5),
+        turn: float = 180.0,
         min_visible: float = 0.3,
         names: tuple[str, ...] | None = None,
     ) -> None:
@@ -65,7 +67,7 @@ class Shapes(Dataset):
         if names is not None and tuple(names) != NAMES:
             raise ConfigError(f"data set shapes: its classes are {', '.join(NAMES)}; got {', '.join(names)}")
         self.split, self.count, self.size, self.seed = split, count, size, seed
-        self.most, self.scale, self.min_visible = most, scale, min_visible
+        self.most, self.scale, self.turn, self.min_visible = most, scale, turn, min_visible
         self.classes = {"labels": list(NAMES), "mask": ["background", *NAMES]}
         self.problems = []
 
@@ -90,7 +92,7 @@ class Shapes(Dataset):
         labels, drawn = [], []
         for number in range(int(rng.integers(1, self.most + 1))):
             label = int(rng.integers(len(NAMES)))
-            shape = _draw(rng, self.size, NAMES[label], self.scale)
+            shape = _draw(rng, self.size, NAMES[label], self.scale, self.turn)
             owner[shape > 0] = number
             labels.append(label)
             drawn.append(int(np.count_nonzero(shape)))
@@ -134,24 +136,24 @@ def _ground(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float
     return first * mix + second * (1 - mix)
 
 
-def _draw(rng: np.random.Generator, size: tuple[int, int], name: str, scale: tuple[float, float]) -> NDArray[np.uint8]:
+def _draw(rng: np.random.Generator, size: tuple[int, int], name: str, scale: tuple[float, float], turn: float) -> NDArray[np.uint8]:
     """The shape's own mask, turned and placed at random, at least half inside the image."""
     height, width = size
     radius = min(size) * math.exp(rng.uniform(math.log(scale[0]), math.log(scale[1]))) / 2
     center = np.array(
         [rng.uniform(0.25 * radius, width - 0.25 * radius), rng.uniform(0.25 * radius, height - 0.25 * radius)]
     )
-    turn = rng.uniform(0, 2 * math.pi)
+    angle = math.radians(rng.uniform(-turn, turn))
     mask = np.zeros(size, np.uint8)
     if name in ("circle", "ring"):
         axes = (radius, radius * rng.uniform(0.7, 1))
-        place = (tuple(center.tolist()), (2 * axes[0], 2 * axes[1]), math.degrees(turn))
+        place = (tuple(center.tolist()), (2 * axes[0], 2 * axes[1]), math.degrees(angle))
         cv2.ellipse(mask, place, 1, cv2.FILLED)
         if name == "ring":
             cv2.ellipse(mask, (place[0], (axes[0], axes[1]), place[2]), 0, cv2.FILLED)
         return mask
     corners = np.array(_OUTLINES[name]) * radius
-    rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     cv2.fillPoly(mask, [np.round(corners @ rotation.T + center).astype(np.int32)], (1,))
     return mask
 

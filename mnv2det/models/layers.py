@@ -115,7 +115,8 @@ class _StridedDepthwise(torch.autograd.Function):
         back = None
         if ctx.needs_input_grad[0]:
             height, width = input.shape[-2] + 2 * padding - 2, input.shape[-1] + 2 * padding - 2
-            spread = grad.new_zeros((grad.shape[0], groups, height, width)).to(memory_format=torch.channels_last)
+            shape = (grad.shape[0], groups, height, width)
+            spread = torch.empty(shape, dtype=grad.dtype, memory_format=torch.channels_last).zero_()
             spread[..., ::2, ::2] = grad
             back = F.conv2d(spread, weight.flip(2, 3), padding=2 - padding, groups=groups)
         _, weight_grad, _ = torch.ops.aten.convolution_backward(

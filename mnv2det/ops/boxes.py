@@ -57,6 +57,8 @@ def area(boxes: Tensor) -> Tensor:
 
 def intersection(first: Tensor, second: Tensor) -> Tensor:
     """Overlap areas (..., N, M) of xyxy boxes (..., N, 4) and (..., M, 4), batched by broadcasting."""
-    low = torch.maximum(first[..., :, None, :2], second[..., None, :, :2])
-    high = torch.minimum(first[..., :, None, 2:], second[..., None, :, 2:])
-    return (high - low).clamp(min=0).prod(dim=-1)
+    x1, y1, x2, y2 = first[..., :, None, :].unbind(-1)
+    left, top, right, bottom = second.movedim(-1, 0).contiguous()[..., None, :].unbind(0)
+    # one coordinate at a time: several times faster than pairs in the last dimension
+    width = (torch.minimum(x2, right) - torch.maximum(x1, left)).clamp_(min=0)
+    return width.mul_((torch.minimum(y2, bottom) - torch.maximum(y1, top)).clamp_(min=0))
