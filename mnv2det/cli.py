@@ -32,12 +32,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     parser = build_parser()
-    given = parser.parse_args(arguments)
+    given, rest = parser.parse_known_args(arguments)
+    # argparse takes no positional arguments after an option: overrides may stand there
+    if rest and not (hasattr(given, "overrides") and all("=" in item and item[0] != "-" for item in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        given.overrides += rest
     try:
-        return int(given.run(given) or 0)
+        return int(given.run(given))
     except Mnv2detError as error:
         print(f"mnv2det: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        print(f"mnv2det: {error.filename or ''}: {error.strerror or error}".replace(": :", ":"), file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("mnv2det: interrupted", file=sys.stderr)
         return 130

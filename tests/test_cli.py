@@ -69,6 +69,17 @@ def test_every_verb_has_help_and_a_tool(verb: str, root: Path):
     assert f"mnv2det {verb}" in done.stdout
 
 
+def test_overrides_may_stand_before_and_after_options(root: Path, capsys):
+    assert main(["config", str(root / "configs/ssdlite_shapes.yaml"), "seed=3", "--check", "data.workers=7"]) == 0
+    printed = capsys.readouterr().out
+    assert "seed: 3" in printed
+    assert "workers: 7" in printed
+    with pytest.raises(SystemExit) as caught:
+        main(["config", str(root / "configs/ssdlite_shapes.yaml"), "--chek", "data.workers=7"])
+    assert caught.value.code == 2
+    assert "unrecognized arguments: --chek" in capsys.readouterr().err
+
+
 def test_help_and_config_load_no_torch(root: Path):
     for arguments in (["--help"], ["config", str(root / "configs/ssdlite_shapes.yaml")]):
         code = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 from mnv2det.errors import DataError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+JPEG_START = b"\xff\xd8"
+# in coded data a marker is 0xFF before anything but a stuffed zero, a restart or another 0xFF
+JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
@@ -42,7 +45,7 @@ def decode_image(data: bytes, *, where: str) -> NDArray[np.uint8]:
     """Decodes the bytes of a picture file; see `read_image`."""
     if not data:
         raise DataError(f"{where}: the image file is empty")
-    if data.startswith(JPEG_START) and JPEG_END not in data[-1024:]:
+    if data.startswith(JPEG_START) and not _jpeg_ends(data):
         raise DataError(f"{where}: truncated JPEG (no end-of-image marker in {len(data)} bytes)")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
@@ -51,6 +54,22 @@ def decode_image(data: bytes, *, where: str) -> NDArray[np.uint8]:
     if image is None:
         raise DataError(f"{where}: not an image, or a damaged one ({len(data)} bytes)")
     return image  # type: ignore[return-value]
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """Whether the picture itself reaches its end marker.
+
+    An embedded thumbnail has an end marker too, and phones append films behind the picture's, so
+    the segments are walked.
+    """
+    place = 2
+    while (found := JPEG_MARKER.search(data, place)) is not None:
+        marker, place = data[found.start() + 1], found.end()
+        if marker == 0xD9:
+            return True
+        # every other segment states its length; behind a scan's header the search goes on in coded data
+        place += int.from_bytes(data[place : place + 2], "big")
+    return False
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:

@@ -136,7 +136,9 @@ def _ground(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float
     return first * mix + second * (1 - mix)
 
 
-def _draw(rng: np.random.Generator, size: tuple[int, int], name: str, scale: tuple[float, float], turn: float) -> NDArray[np.uint8]:
+def _draw(
+    rng: np.random.Generator, size: tuple[int, int], name: str, scale: tuple[float, float], turn: float
+) -> NDArray[np.uint8]:
     """The shape's own mask, turned and placed at random, at least half inside the image."""
     height, width = size
     radius = min(size) * math.exp(rng.uniform(math.log(scale[0]), math.log(scale[1]))) / 2

@@ -59,6 +59,10 @@ class VOC(Dataset):
         if len(set(listed)) != len(listed):
             twice = next(stem for (_, stem), times in Counter(listed).items() if times > 1)
             raise DataError(f"{self.devkit} ({', '.join(sets)}): image '{twice}' is listed twice")
+        homes: dict[str, Path] = {}
+        for home, stem in listed:
+            if homes.setdefault(stem, home) != home:
+                raise DataError(f"{home}: image '{stem}' has the name of one in {homes[stem]}; rename one of them")
         stems, sizes, counts = [], [], []
         rows: list[Row] = []
         for home, stem in tqdm(listed, desc="reading VOC xml", unit="file", disable=len(listed) < 2000, leave=False):

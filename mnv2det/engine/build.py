@@ -8,6 +8,7 @@ from typing import Any
 from mnv2det.config import Component, Config, data_root
 from mnv2det.data.dataset import Dataset
 from mnv2det.data.transforms import Transform
+from mnv2det.engine import optim  # noqa: F401 - registers optimizers and schedules
 from mnv2det.errors import ConfigError
 from mnv2det.evaluation.evaluator import Evaluator
 from mnv2det.models.model import Model, from_config

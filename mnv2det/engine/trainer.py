@@ -26,7 +26,7 @@ from mnv2det.engine.dist import Processes, processes
 from mnv2det.engine.evaluate import evaluate
 from mnv2det.engine.log import RunLog, progress
 from mnv2det.engine.optim import build_optimizer
-from mnv2det.errors import ConfigError, Mnv2detError, TrainingError
+from mnv2det.errors import ConfigError, Mnv2detError, TrainingError, near
 from mnv2det.models.model import Model, from_config
 from mnv2det.models.weights.files import save_weights, write_atomically
 from mnv2det.structures import Batch
@@ -107,6 +107,7 @@ class _Run:
         self.val = build_dataset(config, "val", next(iter(self.data.classes.values())))
         self.model, notes = from_config(config.model, config.tasks, self.classes)
         self.evaluators = build_evaluators(config, self.classes)
+        self.deciding = _deciding_figure(config, self.evaluators)
         self.at = Progress()
         state = load_checkpoint(run / "last.pt") if resume else None
         self._place()
@@ -272,12 +273,6 @@ class _Run:
         model = self._best_model()
         started = time.perf_counter()
         self.at.figures = figures = evaluate(model, self.val, self.evaluators, self.group, self.config)
-        task, evaluator = next(iter(self.evaluators.items()))
-        key = self.config.train.best or f"{task}/{evaluator.main}"
-        if key not in figures:
-            raise ConfigError(
-                f"train.best: no figure '{key}'; there are {', '.join(f for f in figures if f.count('/') == 1)}"
-            )
         self.log.write(
             kind="eval",
             step=self.at.step,
@@ -288,8 +283,8 @@ class _Run:
         main = {name: value for name, value in figures.items() if name.count("/") == 1}
         shown = "  ".join(f"{name} {value:.3f}" for name, value in list(main.items())[:4])
         self.log.say(f"step {self.at.step} ({self.at.seconds / 60:.1f} min of training): {shown}")
-        if figures[key] > self.at.best:
-            self.at.best = figures[key]
+        if figures[self.deciding] > self.at.best:
+            self.at.best = figures[self.deciding]
             if self.group.main:
                 header = model.header(
                     config=to_dict(self.config),
@@ -339,6 +334,17 @@ class _Run:
 
 
 _DTYPES = {Amp.fp32: torch.float32, Amp.bf16: torch.bfloat16, Amp.fp16: torch.float16}
+
+
+def _deciding_figure(config: Config, evaluators: dict[str, Evaluator]) -> str:
+    """The figure that ``train.best`` names, or the first task's main one."""
+    task, evaluator = next(iter(evaluators.items()))
+    key = config.train.best or f"{task}/{evaluator.main}"
+    # what an evaluator computes of nothing has all its names
+    known = [f"{name}/{figure}" for name, each in evaluators.items() for figure in each.compute()]
+    if key not in known:
+        raise ConfigError(f"train.best: no figure '{key}'{near(key, known)}")
+    return key
 
 
 def _average(model: Model, decay: float, warmup: bool) -> AveragedModel:

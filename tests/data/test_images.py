@@ -228,3 +228,30 @@ def test_any_root_may_be_given(root: str):
     for outside in ("/etc", "..", "../x", "a/../../x"):
         with pytest.raises(DataError):
             inside(Path(root), outside, where="x")
+
+
+def test_a_film_behind_the_picture_and_a_thumbnail_before_it_do_not_matter(tmp_path: Path):
+    """Phones append films to photographs; a thumbnail's end marker is not the picture's."""
+    whole = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 255, (90, 70, 3), dtype=np.uint8))[1].tobytes()
+    small = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    thumbnail = b"\xff\xe1" + (len(small) + 2).to_bytes(2, "big") + small
+    (tmp_path / "phone.jpg").write_bytes(whole[:2] + thumbnail + whole[2:] + bytes(5000))
+    assert read_image(tmp_path / "phone.jpg").shape == (90, 70, 3)
+    (tmp_path / "cut.jpg").write_bytes(whole[:2] + thumbnail + whole[2 : len(whole) * 2 // 3])
+    with pytest.raises(DataError, match="truncated JPEG"):
+        read_image(tmp_path / "cut.jpg")
+
+
+def test_every_real_kind_of_jpeg_is_whole_and_every_cut_is_found(tmp_path: Path):
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    for options in (
+        [],
+        [cv2.IMWRITE_JPEG_PROGRESSIVE, 1],
+        [cv2.IMWRITE_JPEG_RST_INTERVAL, 2],
+        [cv2.IMWRITE_JPEG_QUALITY, 5],
+    ):
+        data = cv2.imencode(".jpg", image, options)[1].tobytes()
+        assert decode_image(data, where="x").shape == (64, 64, 3)
+        for end in range(3, len(data) - 1, max(1, len(data) // 97)):
+            with pytest.raises(DataError, match="truncated JPEG"):
+                decode_image(data[:end], where="x")
