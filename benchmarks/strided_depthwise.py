@@ -14,7 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mnv2det.models.layers import Conv  # noqa: E402 - the checkout must be found first
+from mnv2det.models.layers import Conv
 
 SHAPES = ((16, 96, 160, 160), (16, 144, 80, 80), (16, 192, 40, 40), (16, 576, 20, 20))
 

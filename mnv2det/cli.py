@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,6 +175,8 @@ def _train(given: argparse.Namespace) -> int:
     from mnv2det.engine.trainer import train
 
     summary = train(config, folder, resume=bool(given.resume), device=given.device)
+    if not _speaks():
+        return 0
     _print_figures(summary["figures"])
     print(f"{summary['steps']} steps, {summary['seconds'] / 60:.1f} minutes of training; run folder: {folder}")
     _write_json(given, summary)
@@ -197,6 +200,8 @@ def _eval(given: argparse.Namespace) -> int:
     from mnv2det.engine.evaluate import evaluate_source
 
     summary = evaluate_source(given.source, given.overrides, weights=given.weights, device=given.device)
+    if not _speaks():
+        return 0
     for problem in summary["problems"]:
         print(f"left out: {problem}", file=sys.stderr)
     _print_figures(summary["figures"])
@@ -265,6 +270,11 @@ def _grid(given: argparse.Namespace) -> int:
     )
     print(f"predictions beside ground truth: {path}")
     return 0
+
+
+def _speaks() -> bool:
+    """Whether this is the one of torchrun's processes that prints and writes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _print_figures(figures: dict[str, float]) -> None:

@@ -121,6 +121,8 @@ def test_config_builds_and_runs_a_step(path: Path):
     torch.stack(list(losses.values())).sum().backward()
     optimizer.step()
     assert all(value.isfinite() for value in losses.values())
+    idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert idle == [], "parameters that nothing trains"
     evaluators = build_evaluators(config, classes)
     results = model.eval().predict(batch.images, batch.sizes)
     for task, evaluator in evaluators.items():

@@ -27,6 +27,7 @@ from mnv2det.engine.evaluate import evaluate
 from mnv2det.engine.log import RunLog, progress
 from mnv2det.engine.optim import build_optimizer
 from mnv2det.errors import ConfigError, Mnv2detError, TrainingError, near
+from mnv2det.evaluation.evaluator import Evaluator
 from mnv2det.models.model import Model, from_config
 from mnv2det.models.weights.files import save_weights, write_atomically
 from mnv2det.structures import Batch

@@ -113,12 +113,16 @@ class MobileNetV2(Backbone):
 
     def truncate(self, taps: Iterable[str]) -> None:
         """Drops the layers that no tap needs, so that they are neither stored nor counted."""
-        names = {split_tap(tap)[0].removesuffix(".expand") for tap in taps}
+        names = {split_tap(tap)[0] for tap in taps}
         if "last" in names:
             return
         self.last = None
-        depth = max((int(name.removeprefix("block")) for name in names if name.startswith("block")), default=0)
+        depths = {name: int(name.removeprefix("block").removesuffix(".expand")) for name in names if "block" in name}
+        depth = max(depths.values(), default=0)
         del self.blocks[depth:]
+        if depth and f"block{depth}" not in names:
+            # only its expanded tensor is read
+            del self.blocks[-1].depthwise, self.blocks[-1].project
 
     def stages(self) -> list[tuple[str, nn.Module]]:
         """The layers in order, by the name of what each computes (for freezing up to one)."""

@@ -98,7 +98,11 @@ def test_layers_behind_the_last_tap_are_dropped_and_not_computed():
     backbone.truncate(("image", "block14.expand/16", "block10"))
     assert backbone.last is None
     assert len(backbone.blocks) == 14
-    assert set(backbone(torch.rand(1, 3, 32, 32), ("block10",))) == {"block10"}
+    assert not [
+        name for name, _ in backbone.named_parameters() if name.startswith(("blocks.13.depth", "blocks.13.proj"))
+    ]
+    found = backbone(torch.rand(1, 3, 32, 32), ("block10", "block14.expand/16"))
+    assert {name: tensor.shape[1] for name, tensor in found.items()} == {"block10": 64, "block14.expand/16": 576}
 
 
 def test_unknown_tap_and_stride_are_named():
