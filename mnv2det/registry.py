@@ -93,6 +93,17 @@ class Registry(Generic[T]):
                 problems.append(f"{place}.args.{key}: missing, {self.kind} '{name}' requires it")
         return bound, problems
 
+    def complete(self, name: str, args: Mapping[str, Any]) -> dict[str, Any]:
+        """``args`` with the defaults of all that it leaves out."""
+        component = self.get(name)
+        target = component.__init__ if inspect.isclass(component) else component
+        defaults = {
+            key: parameter.default
+            for key, parameter in inspect.signature(target).parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.default is not inspect.Parameter.empty
+        }
+        return {**defaults, **args}
+
     def build(self, name: str, args: Mapping[str, Any], *given: Any, place: str, **injected: Any) -> Any:
         """Builds a component from config arguments and what the framework injects.
 

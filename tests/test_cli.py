@@ -216,3 +216,22 @@ def test_eval_of_files(tmp_path: Path, capsys):
     assert "AP                                 1.0000" in capsys.readouterr().out
     assert main(["eval", *files, "--protocol", "voc07", "--iou", "0.5", "--json", str(tmp_path / "o.json")]) == 0
     assert json.loads((tmp_path / "o.json").read_text())["figures"]["AP50"] == 1.0
+
+
+def test_predict_never_overwrites_what_it_reads(run: Path, tmp_path: Path, capsys):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((40, 40, 3), np.uint8))
+    before = (tmp_path / "a.png").read_bytes()
+    assert main(["predict", str(run), str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert "would overwrite the picture" in capsys.readouterr().err
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta"])
+def test_an_unknown_device_is_one_line(run: Path, device: str, capsys):
+    assert main(["eval", str(run), "--device", device]) == 2
+    assert capsys.readouterr().err.startswith(f"mnv2det: device '{device}': ")
+
+
+def test_a_grid_that_is_no_picture_is_one_line(run: Path, capsys):
+    assert main(["grid", str(run), "--out", "grid.pdf"]) == 2
+    assert "expected the name of a picture" in capsys.readouterr().err

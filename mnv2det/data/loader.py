@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -11,7 +14,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from mnv2det.config import BadData
 from mnv2det.data.dataset import Arrays, Dataset
-from mnv2det.data.transforms import Transform, resize
+from mnv2det.data.transforms import Transform, stretched
 from mnv2det.errors import DataError
 from mnv2det.structures import Batch, Sample, Target
 
@@ -84,10 +87,16 @@ class _View(TorchDataset[Item]):
 
 
 def train_loader(
-    dataset: Dataset, transform: Transform, sampler: ResumableSampler, *, workers: int, bad_data: BadData
+    dataset: Dataset,
+    transform: Transform,
+    sampler: ResumableSampler,
+    *,
+    workers: int,
+    bad_data: BadData,
+    pin: bool = False,
 ) -> DataLoader[Batch]:
     """Batches in the sampler's order, whatever the number of workers."""
-    return _loader(_View(dataset, transform, bad_data), sampler, workers)
+    return _loader(_View(dataset, transform, bad_data), sampler, workers, pin)
 
 
 def eval_loader(
@@ -97,13 +106,14 @@ def eval_loader(
     batch_size: int,
     workers: int,
     bad_data: BadData,
+    pin: bool = False,
     rank: int = 0,
     world: int = 1,
 ) -> DataLoader[Batch]:
     """Every image once, stretched to ``size``; with several processes each takes every world-th."""
     mine = range(rank, len(dataset), world)
     batches = [[(index, 0) for index in mine[first : first + batch_size]] for first in range(0, len(mine), batch_size)]
-    return _loader(_View(dataset, lambda sample, seed: resize(sample, size), bad_data), batches, workers)
+    return _loader(_View(dataset, functools.partial(stretched, size=size), bad_data), batches, workers, pin)
 
 
 class _Loader(DataLoader[Batch]):
@@ -117,7 +127,7 @@ class _Loader(DataLoader[Batch]):
 
 
 def collate(items: Sequence[Item]) -> Batch | DataError:
-    """Joins what the workers made, or returns the first error; also one if every image is broken."""
+    """Joins what the workers made, or returns the first error; an empty batch if all are broken but may be."""
     good: list[tuple[Sample, torch.Tensor, Arrays]] = []
     skipped: list[str] = []
     for item in items:
@@ -128,7 +138,7 @@ def collate(items: Sequence[Item]) -> Batch | DataError:
         else:
             good.append(item)
     if not good:
-        return DataError(f"all {len(items)} images of a batch are broken, the first: {skipped[0] if skipped else '?'}")
+        return Batch(torch.zeros((0, 3, 1, 1), dtype=torch.uint8), [], [], [], skipped)
     return Batch(
         images=torch.stack([pixels for _, pixels, _ in good]),
         targets=[_tensors(target) for _, _, target in good],
@@ -148,25 +158,29 @@ def _tensors(target: Arrays) -> Target:
     return result
 
 
-def _loader(view: _View, batches: Sampler[list[Drawn]] | list[list[Drawn]], workers: int) -> DataLoader[Batch]:
+def _loader(
+    view: _View, batches: Sampler[list[Drawn]] | list[list[Drawn]], workers: int, pin: bool
+) -> DataLoader[Batch]:
     return _Loader(
         view,  # type: ignore[arg-type]
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
         worker_init_fn=_quiet_worker,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin,
+        # its own, so that making a loader draws nothing from the run's
+        generator=torch.Generator(),
+        # forked workers share the annotation arrays
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         prefetch_factor=2 if workers else None,
     )
 
 
 def _quiet_worker(_: int) -> None:
-    """One thread per worker: the cores belong to the training step. Ctrl-C is for the parent alone."""
-    import signal
-
+    """One thread per worker: the cores belong to the training step. Signals to the group are for the parent."""
     import cv2
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setpgrp()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 

@@ -6,6 +6,7 @@ network's input size: a photograph is never resampled twice, nor processed at fu
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -124,7 +125,7 @@ def ssd(
     vertical_flip: float = 0.0,
     photometric: float = 0.5,
 ) -> Transform:
-    """SSD's augmentation (RECIPES, section 2).
+    """SSD's augmentation (docs/recipes.md).
 
     Args:
         size: (H, W) of the output.
@@ -160,13 +161,18 @@ def ssd(
             brightness=(0.8, 1.2), contrast=(0.7, 1.3), saturation=(0.7, 1.3), hue=(-0.04, 0.04), p=photometric
         ),
     ]
-    return _pipeline(steps)
+    return _Pipeline(steps)
 
 
 @AUGMENTATIONS.register("none")
 def none(size: tuple[int, int], mean: tuple[float, float, float]) -> Transform:
     """Stretches the image to ``size`` and changes nothing else."""
-    return lambda sample, seed: resize(sample, size)
+    return functools.partial(stretched, size=size)
+
+
+def stretched(sample: Sample, seed: int, *, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Arrays]:
+    """`resize` as a transform: nothing is random in it."""
+    return resize(sample, size)
 
 
 def resize(sample: Sample, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Arrays]:
@@ -194,23 +200,23 @@ def stretch(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)  # type: ignore[return-value]
 
 
-def _pipeline(steps: list[Any]) -> Transform:
-    boxes = A.BboxParams("albumentations", clip=True)
-    compose = A.Compose(steps, bbox_params=boxes)
+class _Pipeline:
+    """Albumentations' steps as a `Transform`."""
 
-    def apply(sample: Sample, seed: int) -> tuple[NDArray[np.uint8], Arrays]:
-        compose.set_random_seed(seed)
+    def __init__(self, steps: list[Any]) -> None:
+        self.compose = A.Compose(steps, bbox_params=A.BboxParams("albumentations", clip=True))
+
+    def __call__(self, sample: Sample, seed: int) -> tuple[NDArray[np.uint8], Arrays]:
+        self.compose.set_random_seed(seed)
         target = dict(sample.target)
         height, width = sample.image.shape[:2]
-        given: dict[str, Any] = {"image": sample.image}
-        rows = np.zeros((0, 6))
+        given: dict[str, Any] = {"image": sample.image, "bboxes": np.zeros((0, 6))}
         if "boxes" in target:
             corners = target["boxes"] / np.array([width, height] * 2, np.float64)
-            rows = np.column_stack([corners, target["labels"], target["ignore"]])
-        given["bboxes"] = rows
+            given["bboxes"] = np.column_stack([corners, target["labels"], target["ignore"]])
         if "mask" in target:
             given["mask"] = target["mask"]
-        result = compose(**given)
+        result = self.compose(**given)
         image = result["image"]
         if "boxes" in target:
             found = np.asarray(result["bboxes"], np.float64).reshape(-1, 6)
@@ -220,5 +226,3 @@ def _pipeline(steps: list[Any]) -> Transform:
         if "mask" in target:
             target["mask"] = result["mask"]
         return image, target
-
-    return apply

@@ -14,6 +14,7 @@ from mnv2det.data.images import EXTENSIONS, list_images, read_image
 from mnv2det.deploy.predictor import Predictor, coco_results
 from mnv2det.errors import DataError
 from mnv2det.models.weights.files import write_atomically
+from mnv2det.registry import HEADS
 from mnv2det.report.draw import draw_detections, encode
 from mnv2det.structures import Detections, Scores
 
@@ -52,6 +53,9 @@ def predict(
     files = [path for item in inputs for path in _expand(item)]
     folder = Path(output)
     names = _names(files)
+    own = {path.resolve() for path in files} & {(folder / name).resolve() for name in names}
+    if pictures and own:
+        raise DataError(f"--out {output}: would overwrite the picture {sorted(own)[0]}; choose another folder")
     written: dict[str, Any] = {"images": [], "annotations": [], "categories": _categories(predictor)}
     failed: list[str] = []
     bar = tqdm(total=len(files), unit="image", desc="predicting", disable=not sys.stderr.isatty())
@@ -127,7 +131,7 @@ def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
 
 def _categories(predictor: Predictor) -> list[dict[str, Any]]:
     for task, head in predictor.header.heads.items():
-        if head["name"] == "ssdlite":
+        if HEADS.get(head["name"]).class_key == "labels":
             return [{"id": number, "name": name} for number, name in enumerate(predictor.classes[task], 1)]
     return []
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,8 @@ from numpy.typing import NDArray
 
 from mnv2det.data.images import read_image
 from mnv2det.data.transforms import stretch
-from mnv2det.errors import DataError, WeightsError
-from mnv2det.models.model import from_file
+from mnv2det.errors import DataError
+from mnv2det.models.model import from_file, pick_device, weights_of
 from mnv2det.structures import Result
 
 Picture = str | os.PathLike[str] | NDArray[np.uint8]
@@ -37,13 +36,8 @@ class Predictor:
     """
 
     def __init__(self, source: str | os.PathLike[str], *, device: str | None = None) -> None:
-        path = Path(source)
-        if path.is_dir():
-            path = path / "best.safetensors"
-            if not path.is_file():
-                raise WeightsError(f"{source}: no best.safetensors in this folder; has the run been evaluated yet?")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        model, self.header = from_file(str(path))
+        self.device = pick_device(device)
+        model, self.header = from_file(str(weights_of(source)))
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.classes = model.classes
 

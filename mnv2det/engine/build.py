@@ -81,6 +81,19 @@ def task_classes(config: Config, dataset: Dataset) -> dict[str, list[str]]:
     return found
 
 
+def hold_to(config: Config, dataset: Dataset, classes: Mapping[str, Sequence[str]]) -> None:
+    """Checks that a validation set has the classes, in the order, that the model was made for.
+
+    Raises:
+        ConfigError: It has others.
+    """
+    for task, names in task_classes(config, dataset).items():
+        if list(names) != list(classes[task]):
+            raise ConfigError(
+                f"data.val: classes {list(names)[:8]} are not the model's {list(classes[task])[:8]} in order"
+            )
+
+
 def build_model(config: Config, classes: Mapping[str, Sequence[str]] | None = None) -> Model:
     """The model a config describes, with its initial weights.
 

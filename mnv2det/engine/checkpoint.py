@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import zipfile
 from pathlib import Path
@@ -17,7 +18,9 @@ FORMAT = 1
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Writes the state; ``path`` always holds a whole checkpoint, the old or the new one."""
-    write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+    data = io.BytesIO()  # torch.save into a full disk would raise no OSError
+    torch.save({"format": FORMAT, **state}, data)
+    write_atomically(path, lambda file: file.write(data.getbuffer()))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

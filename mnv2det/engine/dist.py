@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from mnv2det.models.model import pick_device
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,12 @@ class Processes:
         dist.all_gather_object(values, value)
         return values
 
+    def share(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Gives every process the first one's values, in place."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any process."""
         if self.world == 1:
@@ -50,7 +58,7 @@ def processes(device: str | None = None) -> Iterator[Processes]:
         device: ``cpu``, ``cuda`` or ``cuda:1``; None takes CUDA where there is one.
     """
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = pick_device(device)
     if chosen.type == "cuda":
         if world > 1:
             chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -14,11 +14,11 @@ from tqdm import tqdm
 from mnv2det.config import Config, load_config
 from mnv2det.data.dataset import Dataset
 from mnv2det.data.loader import eval_loader
-from mnv2det.engine.build import build_dataset, build_evaluators, check
+from mnv2det.engine.build import build_dataset, build_evaluators, check, hold_to
 from mnv2det.engine.dist import Processes, processes
 from mnv2det.errors import ConfigError, DataError, WeightsError
 from mnv2det.evaluation.evaluator import Evaluator
-from mnv2det.models.model import Model, from_file
+from mnv2det.models.model import Model, from_file, weights_of
 from mnv2det.models.weights.files import write_atomically
 
 
@@ -49,6 +49,7 @@ def evaluate(
         batch_size=config.data.batch_size,
         workers=config.data.workers,
         bad_data=config.data.bad_data,
+        pin=group.device.type == "cuda",
         rank=group.rank,
         world=group.world,
     )
@@ -59,6 +60,8 @@ def evaluate(
     bar = tqdm(loader, desc="evaluating", unit="batch", leave=False, disable=not (group.main and sys.stderr.isatty()))
     for batch in bar:
         skipped += len(batch.skipped)
+        if not batch.image_ids:
+            continue
         results = model.predict(batch.images.to(group.device, non_blocking=True), batch.sizes)
         for task, evaluator in evaluators.items():
             for image_id, result in zip(batch.image_ids, results[task], strict=True):
@@ -95,31 +98,20 @@ def evaluate_source(
     run = Path(source)
     config = load_config(run / "config.yaml" if run.is_dir() else run, overrides)
     check(config)
-    chosen = weights or (str(run_weights(run)) if run.is_dir() else config.model.weights)
+    chosen = weights or (str(weights_of(run)) if run.is_dir() else config.model.weights)
     if chosen is None:
         raise ConfigError(f"{source}: nothing to evaluate; name a run folder, model.weights=FILE or --weights FILE")
     model, _ = from_file(chosen)
     if set(model.heads) != set(config.tasks):
         raise WeightsError(f"{chosen}: has heads {sorted(model.heads)}, the config has tasks {sorted(config.tasks)}")
     dataset = build_dataset(config, "val", next(iter(model.classes.values())))
+    hold_to(config, dataset, model.classes)
     with processes(device) as group:
         model = model.to(group.device)
         if config.train.channels_last:
             model = model.to(memory_format=torch.channels_last)
         figures = evaluate(model, dataset, build_evaluators(config, model.classes), group, config)
     return {"weights": chosen, "images": len(dataset), "figures": figures, "problems": dataset.problems}
-
-
-def run_weights(run: Path) -> Path:
-    """The weight file that a run folder is judged by.
-
-    Raises:
-        WeightsError: There is none yet.
-    """
-    path = run / "best.safetensors"
-    if not path.is_file():
-        raise WeightsError(f"{run}: no best.safetensors in this folder; has the run been evaluated yet?")
-    return path
 
 
 def write_json(path: str | Path, data: Any) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mnv2det.config import load_config
+from mnv2det.config import BadData, load_config
+from mnv2det.data.images import EXTENSIONS
 from mnv2det.engine.build import build_dataset, check
 from mnv2det.engine.dist import processes
-from mnv2det.engine.evaluate import run_weights
-from mnv2det.errors import ConfigError
-from mnv2det.models.model import from_file
+from mnv2det.errors import ConfigError, DataError
+from mnv2det.models.model import from_file, weights_of
 from mnv2det.models.weights.files import write_atomically
 from mnv2det.report.draw import draw_boxes, draw_detections, encode, grid, title
 from mnv2det.structures import Detections
@@ -48,14 +48,22 @@ def prediction_grid(
     run = Path(source)
     if not run.is_dir():
         raise ConfigError(f"{source}: no such run folder")
+    path = Path(output) if output else run / "predictions.png"
+    if path.suffix.lower() not in EXTENSIONS:
+        raise ConfigError(f"{path}: expected the name of a picture, ending in {', '.join(sorted(EXTENSIONS))}")
     config = load_config(run / "config.yaml", overrides)
     check(config)
     with processes(device) as group:
-        model = from_file(str(run_weights(run)))[0].to(group.device)
+        model = from_file(str(weights_of(run)))[0].to(group.device)
         dataset = build_dataset(config, "val", next(iter(model.classes.values())))
         cells = []
         for index in range(min(count, len(dataset))):
-            sample = dataset.read(index)
+            try:
+                sample = dataset.read(index)
+            except DataError:
+                if config.data.bad_data is BadData.stop:
+                    raise
+                continue
             pixels = torch.from_numpy(resize(sample, model.preprocess.input_size)[0]).permute(2, 0, 1)[None]
             found = model.predict(pixels.to(group.device), [sample.image.shape[:2]])
             for task, results in found.items():
@@ -68,7 +76,6 @@ def prediction_grid(
                     cells.append(title(truth, "ground truth"))
     if not cells:
         raise ConfigError(f"{source}: no task of this run finds boxes")
-    path = Path(output) if output else run / "predictions.png"
-    data = encode(grid(cells, columns=6), path.suffix or ".png")
+    data = encode(grid(cells, columns=6), path.suffix)
     write_atomically(path, lambda file: file.write(data))
     return path

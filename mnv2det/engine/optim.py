@@ -69,7 +69,7 @@ def step(steps: int, *, at: tuple[float, ...] = (0.67, 0.89), gamma: float = 0.1
 
 @SCHEDULES.register("poly")
 def poly(steps: int, *, power: float = 0.9) -> Factor:
-    """``(1 - progress) ** power`` (RECIPES, section 4)."""
+    """``(1 - progress) ** power`` (docs/recipes.md)."""
     return lambda now: max(1 - now / steps, 0.0) ** power
 
 
@@ -95,7 +95,10 @@ def build_optimizer(model: nn.Module, config: OptimConfig, steps: int) -> tuple[
     groups = list(_groups(model, config))
     if not groups:
         raise ConfigError("model.freeze: no parameter is left to train")
-    optimizer = OPTIMIZERS.build(config.optimizer.name, config.optimizer.args, groups, place="optim.optimizer")
+    try:
+        optimizer = OPTIMIZERS.build(config.optimizer.name, config.optimizer.args, groups, place="optim.optimizer")
+    except ValueError as error:
+        raise ConfigError(f"optim.optimizer: {error}") from None
     for group in optimizer.param_groups:
         group["lr"] *= group.pop("factor")
         if group.pop("bare"):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,28 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from mnv2det.config import Amp, Config, load_config, to_dict, to_yaml
 from mnv2det.data.loader import ResumableSampler, train_loader
-from mnv2det.engine.build import build_augmentation, build_dataset, build_evaluators, check, task_classes
+from mnv2det.engine.average import average_of
+from mnv2det.engine.build import build_augmentation, build_dataset, build_evaluators, check, hold_to, task_classes
 from mnv2det.engine.checkpoint import load_checkpoint, save_checkpoint
 from mnv2det.engine.dist import Processes, processes
 from mnv2det.engine.evaluate import evaluate
+from mnv2det.engine.interrupt import Interrupted, stop_requests
 from mnv2det.engine.log import RunLog, progress
 from mnv2det.engine.optim import build_optimizer
-from mnv2det.errors import ConfigError, Mnv2detError, TrainingError, near
+from mnv2det.errors import ConfigError, DataError, TrainingError, WeightsError, near
 from mnv2det.evaluation.evaluator import Evaluator
-from mnv2det.models.model import Model, from_config
-from mnv2det.models.weights.files import save_weights, write_atomically
+from mnv2det.models.model import Model, assemble, from_config
+from mnv2det.models.weights.files import Header, save_weights, write_atomically
 from mnv2det.structures import Batch
-
-
-class Interrupted(Mnv2detError):
-    """The run was asked to stop and has saved itself."""
-
-    exit_code = 130
 
 
 @dataclass
@@ -46,14 +38,14 @@ class Progress:
     Attributes:
         step: Optimizer steps done.
         seconds: Time spent on them: loading included, evaluation and start-up not.
-        best: The best value of the deciding figure so far, -1 for none.
+        best: The best value of the deciding figure so far, None before the first evaluation.
         skipped: Broken images left out so far.
         figures: Of the latest evaluation.
     """
 
     step: int = 0
     seconds: float = 0.0
-    best: float = -1.0
+    best: float | None = None
     skipped: int = 0
     figures: dict[str, float] = field(default_factory=dict)
 
@@ -82,7 +74,7 @@ def train(config: Config, run: Path, *, resume: bool = False, device: str | None
     check(config)
     if (run / "last.pt").exists() and not resume:
         raise ConfigError(f"{run}: holds a run already; choose another --out, or go on with --resume {run}")
-    with processes(device) as group, _stop_requests() as stop:
+    with processes(device) as group, stop_requests() as stop:
         return _Run(config, run, resume, group).go(stop)
 
 
@@ -106,11 +98,12 @@ class _Run:
         self.data = build_dataset(config, "train")
         self.classes = task_classes(config, self.data)
         self.val = build_dataset(config, "val", next(iter(self.data.classes.values())))
-        self.model, notes = from_config(config.model, config.tasks, self.classes)
+        hold_to(config, self.val, self.classes)
+        state = load_checkpoint(run / "last.pt") if resume else None
+        self.model, notes = self._resumed(state) if state else from_config(config.model, config.tasks, self.classes)
         self.evaluators = build_evaluators(config, self.classes)
         self.deciding = _deciding_figure(config, self.evaluators)
         self.at = Progress()
-        state = load_checkpoint(run / "last.pt") if resume else None
         self._place()
         if state is not None:
             self._restore(state)
@@ -127,7 +120,11 @@ class _Run:
         self.model = self.model.to(group.device)
         if train.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
-        self.average = _average(self.model, train.ema_decay, train.ema_warmup) if train.ema_decay else None
+        self.average = average_of(self.model, train.ema_decay, warmup=train.ema_warmup) if train.ema_decay else None
+        if len(self.data) < group.world:
+            raise ConfigError(f"data.train: {len(self.data)} images for {group.world} processes; use fewer processes")
+        if train.sync_bn and group.world > 1 and group.device.type != "cuda":
+            raise ConfigError("train.sync_bn: torch has it for CUDA only")
         if train.amp is Amp.fp16 and group.device.type != "cuda":
             raise ConfigError("train.amp: fp16 needs CUDA; use bf16 or fp32 on this device")
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=train.amp is Amp.fp16)
@@ -139,12 +136,29 @@ class _Run:
         self.optimizer, self.schedule = build_optimizer(self.model, config.optim, self.total)
         self.forward: nn.Module = self.model
         if group.world > 1:
-            if train.sync_bn and group.device.type == "cuda":
+            if train.sync_bn:
                 nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
             self.forward = DistributedDataParallel(self.model)
 
     def go(self, stop: threading.Event) -> dict[str, Any]:
         """Runs from the current step to the last, or to a request to stop."""
+        try:
+            return self._loop(stop)
+        except RuntimeError as error:
+            # torch raises a worker's death wherever the main thread happens to be
+            what = str(error).splitlines()[0][:200]
+            if "DataLoader worker" in what:
+                cause, advice = "a loader worker died", "fewer data.workers"
+            elif isinstance(error, torch.OutOfMemoryError):
+                cause, advice = "the device ran out of memory", "a smaller data.batch_size and more train.accumulate"
+            else:
+                raise
+            raise TrainingError(
+                f"{cause} at step {self.at.step + 1} ({what}); the last checkpoint is intact. Go on with mnv2det train"
+                f" --resume {self.run}, or start again with {advice}"
+            ) from None
+
+    def _loop(self, stop: threading.Event) -> dict[str, Any]:
         train, at = self.config.train, self.at
         batches = self._batches()
         bar = progress(self.total, at.step, active=self.group.main)
@@ -196,16 +210,9 @@ class _Run:
             sampler,
             workers=config.data.workers,
             bad_data=config.data.bad_data,
+            pin=group.device.type == "cuda",
         )
-        try:
-            yield from loader
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise TrainingError(
-                f"a loader worker died ({str(error).splitlines()[0]}); out of memory? The last checkpoint is intact:"
-                f" go on with mnv2det train --resume {self.run}, perhaps with fewer data.workers"
-            ) from None
+        yield from loader
 
     def _step(self, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], int]:
         """One optimizer step; returns its losses and how many images it saw here."""
@@ -216,6 +223,8 @@ class _Run:
         images, ids = 0, []
         for _ in range(train.accumulate):
             batch = next(batches)
+            if not batch.image_ids:
+                raise DataError(f"all images of a batch are broken, the first: {batch.skipped[0]}")
             pixels = batch.images.to(self.group.device, non_blocking=True)
             inputs = self.model.normalize(pixels)
             if train.channels_last:
@@ -237,19 +246,26 @@ class _Run:
         return summed, images
 
     def _update(self, losses: dict[str, Tensor], ids: list[int | str]) -> None:
-        if not all(bool(torch.isfinite(value)) for value in losses.values()):
+        limit = self.config.optim.clip_norm or float("inf")
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        finite = all(bool(torch.isfinite(value)) for value in losses.values())
+        # a scaler skips steps whose gradients overflow fp16 by itself
+        if not self.scaler.is_enabled():
+            finite = finite and bool(torch.isfinite(norm))
+        if self.group.any(not finite):
             values = ", ".join(f"{name} {float(value):g}" for name, value in losses.items())
             raise TrainingError(
-                f"non-finite loss at step {self.at.step + 1} ({values}) on images {ids[:8]}; the last checkpoint is"
-                " intact. Try a lower optim.optimizer.args.lr, more optim.warmup_steps or optim.clip_norm=5"
+                f"non-finite loss or gradient at step {self.at.step + 1} ({values}) on images {ids[:8]}; the last"
+                " checkpoint is intact. Try a lower optim.optimizer.args.lr, more optim.warmup_steps or"
+                " optim.clip_norm=5"
             )
-        if self.config.optim.clip_norm:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
+        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.schedule.step()
+        if self.scaler.get_scale() >= scale:
+            self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
 
@@ -273,6 +289,8 @@ class _Run:
     def _evaluate(self) -> None:
         model = self._best_model()
         started = time.perf_counter()
+        # each process has batch-norm statistics of its own: all measure the ones that are saved
+        self.group.share([*self.model.buffers(), *model.buffers()])
         self.at.figures = figures = evaluate(model, self.val, self.evaluators, self.group, self.config)
         self.log.write(
             kind="eval",
@@ -284,7 +302,7 @@ class _Run:
         main = {name: value for name, value in figures.items() if name.count("/") == 1}
         shown = "  ".join(f"{name} {value:.3f}" for name, value in list(main.items())[:4])
         self.log.say(f"step {self.at.step} ({self.at.seconds / 60:.1f} min of training): {shown}")
-        if figures[self.deciding] > self.at.best:
+        if self.at.best is None or figures[self.deciding] > self.at.best:
             self.at.best = figures[self.deciding]
             if self.group.main:
                 header = model.header(
@@ -306,6 +324,7 @@ class _Run:
             return
         state = {
             "config": to_dict(self.config),
+            "header": self.model.header().to_json(),
             "progress": dict(vars(self.at)),
             "model": self.model.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
@@ -319,6 +338,19 @@ class _Run:
             raise TrainingError(
                 f"{self.run / 'last.pt'}: cannot save ({error.strerror}); the previous checkpoint is intact"
             ) from None
+
+    def _resumed(self, state: dict[str, Any]) -> tuple[Model, list[str]]:
+        """The checkpoint's model: the initial weights need not be there any more."""
+        changed = _changed(state.get("config"), to_dict(self.config))
+        if changed:
+            raise ConfigError(f"{self.run / 'config.yaml'}: changed since the checkpoint: {', '.join(changed[:5])}")
+        header = Header.from_json(str(state.get("header")), where=str(self.run / "last.pt"))
+        if header.classes != self.classes:
+            raise WeightsError(f"{self.run / 'last.pt'}: its classes are not those of the data: {header.classes}")
+        model = assemble(header.backbone, header.heads, classes=header.classes, preprocess=header.preprocess)
+        if self.config.model.freeze:
+            model.freeze(self.config.model.freeze)
+        return model, []
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
@@ -348,40 +380,9 @@ def _deciding_figure(config: Config, evaluators: dict[str, Evaluator]) -> str:
     return key
 
 
-def _average(model: Model, decay: float, warmup: bool) -> AveragedModel:
-    """Exponential moving average of weights and batch-norm statistics."""
-
-    @torch.no_grad()
-    def blend(averaged: Any, current: Any, count: Any) -> None:
-        now = min(decay, (1 + float(count)) / (10 + float(count))) if warmup else decay
-        if torch.is_floating_point(averaged[0]):
-            torch._foreach_lerp_(averaged, current, 1 - now)
-        else:  # batch norm's counters
-            for old, new in zip(averaged, current, strict=True):
-                old.copy_(new)
-
-    average = AveragedModel(model, multi_avg_fn=blend, use_buffers=True)
-    average.requires_grad_(False)
-    return average
-
-
-@contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """SIGINT and SIGTERM set the event: the step is finished and saved. A second SIGINT ends at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def request(number: int, _: object) -> None:
-        if event.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        event.set()
-        os.write(2, b"\nstopping after this step, then saving ...\n")
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _changed(before: Any, now: Any, place: str = "") -> list[str]:
+    """Dotted keys whose values differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [*before, *(key for key in now if key not in before)]
+        return [line for key in keys for line in _changed(before.get(key), now.get(key), f"{place}.{key}".lstrip("."))]
+    return [] if before == now else [f"{place} ({before!r} -> {now!r})"]

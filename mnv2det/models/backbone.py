@@ -50,6 +50,9 @@ class Features(Mapping[str, FeatureInfo]):
             raise ConfigError(f"feature '{name}' has stride {info.stride}, it cannot be read at stride {stride}")
         return FeatureInfo(info.channels, stride)
 
+    def __contains__(self, tap: object) -> bool:
+        return isinstance(tap, str) and tap.partition("/")[0] in self._known
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._known)
 

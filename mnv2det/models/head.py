@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -43,7 +43,3 @@ class Head(nn.Module, ABC):
             raw: From `forward`.
             sizes: (H, W) of each original image.
         """
-
-    def extra_state(self) -> dict[str, Any]:
-        """Facts that must travel with this head's weights beside its arguments (none by default)."""
-        return {}

@@ -29,7 +29,7 @@ class Conv(nn.Conv2d):
     """A convolution that keeps ``ceil(size / stride)``, padded symmetrically or as TensorFlow SAME.
 
     SAME pads the bottom and right more than the top and left where the total is odd, which
-    happens with stride 2 on even sizes; weights trained that way need it (RECIPES: the TFLite
+    happens with stride 2 on even sizes; weights trained that way need it (the TFLite
     releases). With stride 1 both are the same.
     """
 

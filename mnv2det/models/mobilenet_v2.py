@@ -56,8 +56,7 @@ class MobileNetV2(Backbone):
         self.stem = ConvNorm(3, channels, 3, stride=2, pad=padding, eps=norm_eps, momentum=norm_momentum)
         known = {"image": FeatureInfo(3, 1), "stem": FeatureInfo(channels, 2)}
         self.blocks = nn.ModuleList()
-        stride = dilation = 1
-        stride = 2
+        stride, dilation = 2, 1
         for expansion, base, repeats, first_stride in TABLE_2:
             outputs = make_divisible(base * width)
             for repeat in range(repeats):

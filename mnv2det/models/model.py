@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -119,6 +121,36 @@ class Model(nn.Module):
         )
 
 
+def pick_device(name: str | None) -> torch.device:
+    """The device of that name; None takes CUDA where there is one.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    try:
+        device = torch.device(name or ("cuda" if count else "cpu"))
+    except RuntimeError:
+        raise ConfigError(f"device '{name}': expected cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= count):
+        raise ConfigError(f"device '{name}': not on this machine, which has cpu and {count} CUDA devices")
+    return device
+
+
+def weights_of(source: str | os.PathLike[str]) -> Path:
+    """A weight file itself, or that of a run folder.
+
+    Raises:
+        WeightsError: The folder has none yet.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        return path
+    if not (path / "best.safetensors").is_file():
+        raise WeightsError(f"{source}: no best.safetensors in this folder; has the run been evaluated yet?")
+    return path / "best.safetensors"
+
+
 def assemble(
     backbone: Mapping[str, Any],
     heads: Mapping[str, Mapping[str, Any]],
@@ -149,7 +181,12 @@ def assemble(
         )
         for task, head in heads.items()
     }
-    return Model(trunk, built, preprocess=preprocess, classes=classes, spec={"backbone": backbone, "heads": heads})
+    # with every default spelled out, so that weight files outlive a changed one
+    spec = {
+        "backbone": {"name": backbone["name"], "args": BACKBONES.complete(backbone["name"], backbone["args"])},
+        "heads": {task: {"name": h["name"], "args": HEADS.complete(h["name"], h["args"])} for task, h in heads.items()},
+    }
+    return Model(trunk, built, preprocess=preprocess, classes=classes, spec=spec)
 
 
 def from_config(
@@ -157,8 +194,8 @@ def from_config(
 ) -> tuple[Model, list[str]]:
     """Builds what a config describes, with its initial weights.
 
-    Facts about weights (padding, batch-norm epsilon, width, mean and std) come from their file;
-    the config may repeat them but not contradict them.
+    Padding, batch-norm epsilon and width come from the weights' file; the config may repeat them
+    but not contradict them. Mean and std come from it too, unless the config states others.
 
     Returns:
         The model, and lines to log on what was loaded and what was left out.
@@ -189,6 +226,8 @@ def from_config(
     built = assemble(backbone, heads, classes=classes, preprocess=preprocess)
     notes = load_into(built, tensors, header, where=str(model.weights)) if header is not None else []
     if model.freeze:
+        if header is None:
+            raise ConfigError("model.freeze: would keep random weights; name model.weights, or leave it out")
         built.freeze(model.freeze)
     return built, notes
 

@@ -1,4 +1,4 @@
-"""SSDLite: SSD with depthwise-separable layers (paper, section 6.2; RECIPES, section 2)."""
+"""SSDLite: SSD with depthwise-separable layers (paper, section 6.2; docs/recipes.md)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SSDLite(Head):
             bottleneck 14 (TensorFlow's layer 15) and the last convolution.
         extras: Channels of the further levels, each half the size of the one before.
         lite: False for the plain SSD head the paper compares with (Table 5).
-        padding: Of the stride-2 layers, as the backbone's.
+        padding: Of the stride-2 layers; heads imported from TensorFlow need ``same``.
         min_scale: Anchor scale of the finest level.
         max_scale: Anchor scale of the coarsest.
         ratios: Anchor aspect ratios.

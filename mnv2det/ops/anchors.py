@@ -1,4 +1,4 @@
-"""SSD's anchors (RECIPES, section 2; TensorFlow Object Detection API, ssd_anchor_generator)."""
+"""SSD's anchors (docs/recipes.md; TensorFlow Object Detection API, ssd_anchor_generator)."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-# RECIPES, section 2: scales of the box code, y 10 x 10 h 5 w 5 (variances .1 .2)
+# docs/recipes.md: scales of the box code, y 10 x 10 h 5 w 5 (variances .1 .2)
 CENTER_SCALE, SIZE_SCALE = 10.0, 5.0
 # a decoded box is at most this many times its anchor, so that exp() cannot overflow in training
 MAX_LOG_SIZE = math.log(1000.0)

@@ -42,3 +42,13 @@ def test_two_processes_measure_what_one_measures(run: Path, root: Path, tmp_path
     one, two = (json.loads((tmp_path / name).read_text())["figures"] for name in ("one.json", "two.json"))
     assert one == pytest.approx(two, abs=1e-6)
     assert one["det/AR100"] >= 0
+
+
+def test_figures_of_the_run_are_those_of_the_weights_it_kept(run: Path, root: Path, tmp_path: Path):
+    """Each process has batch-norm statistics of its own; one set is measured, and it is the saved one."""
+    from mnv2det.models.weights.files import read_header
+
+    kept = read_header(run / "best.safetensors").metrics
+    command = [sys.executable, "tools/eval.py", str(run), "--device", "cpu", "--json", str(tmp_path / "again.json")]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    assert json.loads((tmp_path / "again.json").read_text())["figures"] == pytest.approx(kept, abs=1e-6)

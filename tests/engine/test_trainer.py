@@ -144,7 +144,9 @@ def test_non_finite_loss_names_step_and_images(tiny: Config, tmp_path: Path):
     tiny.optim.optimizer.args["lr"] = 1e30
     tiny.optim.warmup_steps = 0
     tiny.optim.clip_norm = None
-    with pytest.raises(TrainingError, match=r"non-finite loss at step \d+ .* on images \[.*\]; .* lower optim"):
+    with pytest.raises(
+        TrainingError, match=r"non-finite loss or gradient at step \d+ .* on images \[.*\]; .* lower optim"
+    ):
         train(tiny, tmp_path / "run")
 
 
@@ -165,6 +167,7 @@ def test_broken_data_stops_or_is_counted(tmp_path: Path, tiny: Config, root: Pat
         [
             *(item for item in TINY if "data.train" not in item and "data.val" not in item),
             "model.weights=null",
+            "model.freeze=null",
             f"data.root={tmp_path}",
             "data.bad_data=stop",
             "data.train.args.sets=[Mine/train]",
@@ -185,3 +188,52 @@ def test_broken_data_stops_or_is_counted(tmp_path: Path, tiny: Config, root: Pat
 
 def test_interrupted_is_exit_code_130():
     assert Interrupted("x").exit_code == 130
+
+
+def test_resume_refuses_a_changed_config_key_by_key(tmp_path: Path, undisturbed: Path, root: Path):
+    import shutil
+
+    shutil.copytree(undisturbed, tmp_path / "run")
+    text = (tmp_path / "run" / "config.yaml").read_text()
+    (tmp_path / "run" / "config.yaml").write_text(text.replace("seed: 0", "seed: 5").replace("steps: 12", "steps: 20"))
+    with pytest.raises(ConfigError, match=r"changed since the checkpoint: seed \(0 -> 5\), train\.steps \(12 -> 20\)"):
+        train(load_config(tmp_path / "run" / "config.yaml"), tmp_path / "run", resume=True)
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_checkpoint(tmp_path: Path, tiny: Config, monkeypatch):
+    import errno
+
+    from mnv2det.engine import trainer
+
+    def full(path: Path, state: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(trainer, "save_checkpoint", full)
+    with pytest.raises(TrainingError, match=r"last\.pt: cannot save \(No space left on device\); the previous"):
+        train(tiny, tmp_path / "run")
+
+
+def test_a_figure_that_does_not_exist_is_refused_before_training(tmp_path: Path, tiny: Config):
+    tiny.train.best = "det/AP5O"
+    with pytest.raises(ConfigError, match=r"train\.best: no figure 'det/AP5O'; did you mean 'det/AP50'\?"):
+        train(tiny, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_freezing_random_weights_is_refused(tmp_path: Path, tiny: Config):
+    tiny.model.freeze = "block3"
+    with pytest.raises(ConfigError, match=r"model\.freeze: would keep random weights"):
+        train(tiny, tmp_path / "run")
+
+
+def test_a_killed_worker_is_one_line(tmp_path: Path, root: Path):
+    run = tmp_path / "run"
+    process = start(root, run, "train.steps=400", "train.checkpoint_every=5")
+    wait_for(run, 6, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    # the signal may strike inside a finaliser, of which Python then reports "Exception ignored"
+    assert errors.decode().splitlines()[-1].startswith("mnv2det: a loader worker died at step")
+    assert load_checkpoint(run / "last.pt")["progress"]["step"] >= 5

@@ -122,6 +122,8 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], header: Header, *
     for scope in scopes:
         names = [name for name in own if name.startswith(f"{scope}.")]
         wrong = [_misfit(name, own[name], tensors) for name in names if _misfit(name, own[name], tensors)]
+        if not wrong and scope != "backbone":
+            wrong = _other_head(model, scope.removeprefix("heads."), header)
         if not wrong:
             chosen |= {name: tensors[name] for name in names}
             notes.append(f"{where}: loaded {scope} ({len(names)} tensors)")
@@ -136,6 +138,15 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], header: Header, *
         notes.append(f"{where}: left out {', '.join(left)}")
     model.load_state_dict({**own, **chosen})
     return notes
+
+
+def _other_head(model: nn.Module, task: str, header: Header) -> list[str]:
+    """Why a head whose tensors fit is another one all the same."""
+    if header.heads.get(task, {}).get("name") != model.spec["heads"][task]["name"]:  # type: ignore[index]
+        return ["the file's head is of another kind"]
+    if header.classes.get(task) != model.classes[task]:  # type: ignore[index]
+        return ["the file's classes are others, or in another order"]
+    return []
 
 
 def _misfit(name: str, own: Tensor, tensors: Mapping[str, Tensor]) -> str:

@@ -1,0 +1,119 @@
+import pytest
+import torch
+
+import mnv2det.models  # noqa: F401 - registers
+from mnv2det.config import Component, ModelConfig, TaskConfig
+from mnv2det.errors import ConfigError, WeightsError
+from mnv2det.models.model import Model, assemble, from_config, from_file
+from mnv2det.models.weights.files import read_weights, save_weights
+from mnv2det.structures import Preprocess
+
+NAMES = ["cat", "cow", "dog"]
+
+
+def small(classes: list[str] = NAMES, **backbone: object) -> Model:
+    return assemble(
+        {"name": "mobilenet_v2", "args": {"width": 0.35, **backbone}},
+        {"det": {"name": "ssdlite", "args": {"extras": [16, 16]}}},
+        classes={"det": classes},
+        preprocess=Preprocess((64, 96), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
+    )
+
+
+def start_from(path: object, classes: list[str] = NAMES, **backbone: object) -> tuple[Model, list[str]]:
+    config = ModelConfig(backbone=Component("mobilenet_v2", dict(backbone)), input_size=[64, 96], weights=str(path))
+    tasks = {"det": TaskConfig(head=Component("ssdlite", {"extras": [16, 16]}))}
+    return from_config(config, tasks, {"det": classes})
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = small(padding="same")
+    save_weights(tmp_path / "w.safetensors", model.state_dict(), model.header(metrics={"det/AP": 0.5}))
+    return tmp_path / "w.safetensors", model
+
+
+def test_a_weight_file_rebuilds_the_same_model(saved):
+    path, model = saved
+    again, header = from_file(str(path))
+    images = torch.randint(0, 255, (1, 3, 64, 96), dtype=torch.uint8)
+    with torch.no_grad():
+        raw = [m.eval()(m.normalize(images))["det"]["logits"] for m in (model, again)]
+    torch.testing.assert_close(raw[0], raw[1], rtol=0, atol=0)
+    assert header.classes == {"det": NAMES}
+    assert header.preprocess == model.preprocess
+    assert header.metrics == {"det/AP": 0.5}
+
+
+def test_the_header_spells_out_defaults(saved):
+    header = read_weights(saved[0])[1]
+    assert header.backbone["args"]["norm_eps"] == 1e-3
+    assert header.heads["det"]["args"]["nms_iou"] == 0.6
+
+
+def test_training_takes_padding_width_mean_and_std_from_the_weights(saved):
+    model, notes = start_from(saved[0])
+    assert model.backbone.padding == "same"
+    assert model.preprocess.mean == (0.1, 0.2, 0.3)
+    assert any("loaded heads.det" in note for note in notes)
+
+
+def test_a_contradiction_of_the_weights_is_named(saved):
+    with pytest.raises(
+        ConfigError, match=r"model\.backbone\.args\.padding: 'symmetric', but .* was trained with 'same'"
+    ):
+        start_from(saved[0], padding="symmetric")
+
+
+@pytest.mark.parametrize("classes", [["cow", "cat", "dog"], ["bus", "car", "van"], ["cat", "cow"]])
+def test_a_head_of_other_classes_starts_anew_and_says_so(saved, classes: list[str]):
+    model, notes = start_from(saved[0], classes)
+    assert any("heads.det starts from random weights" in note for note in notes)
+    theirs = read_weights(saved[0])[0]
+    name = "heads.det.class_predictors.0.1.weight"
+    assert not torch.equal(model.state_dict()[name], theirs[name][: model.state_dict()[name].shape[0]])
+    torch.testing.assert_close(model.state_dict()["backbone.stem.conv.weight"], theirs["backbone.stem.conv.weight"])
+
+
+def test_a_backbone_that_does_not_fit_names_the_tensor(saved, tmp_path):
+    tensors, header = read_weights(saved[0])
+    del tensors["backbone.blocks.3.expand.conv.weight"]
+    save_weights(tmp_path / "cut.safetensors", tensors, header)
+    with pytest.raises(WeightsError, match=r"1 of \d+ backbone tensors do not fit: 'backbone\.blocks\.3\.expand\.conv"):
+        start_from(tmp_path / "cut.safetensors")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "foreign", "missing"])
+def test_damaged_files_are_one_line(saved, tmp_path, damage: str):
+    from safetensors.torch import save_file
+
+    path, data = tmp_path / "bad.safetensors", saved[0].read_bytes()
+    if damage == "foreign":
+        save_file({"x": torch.zeros(1)}, path)
+    elif damage != "missing":
+        path.write_bytes({"truncated": data[: len(data) // 2], "garbage": b"x" * 999, "empty": b""}[damage])
+    with pytest.raises(WeightsError, match=r"bad\.safetensors") as caught:
+        from_file(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_for_inference_only_are_refused_for_training(saved, tmp_path):
+    tensors, header = read_weights(saved[0])
+    header.trainable = False
+    save_weights(tmp_path / "folded.safetensors", tensors, header)
+    with pytest.raises(WeightsError, match=r"for inference only, its batch norm is folded; .*--images FOLDER"):
+        start_from(tmp_path / "folded.safetensors")
+    assert from_file(str(tmp_path / "folded.safetensors"))
+
+
+def test_nothing_is_half_written(tmp_path, monkeypatch):
+    import os
+
+    model = small()
+    save_weights(tmp_path / "w.safetensors", model.state_dict(), model.header())
+    before = (tmp_path / "w.safetensors").read_bytes()
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        save_weights(tmp_path / "w.safetensors", model.state_dict(), model.header())
+    assert (tmp_path / "w.safetensors").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
