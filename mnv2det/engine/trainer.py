@@ -143,7 +143,8 @@ class _Run:
     def go(self, stop: threading.Event) -> dict[str, Any]:
         """Runs from the current step to the last, or to a request to stop."""
         try:
-            return self._loop(stop)
+            with progress(self.total, self.at.step, active=self.group.main) as bar:
+                return self._loop(bar, stop)
         except RuntimeError as error:
             # torch raises a worker's death wherever the main thread happens to be
             what = str(error).splitlines()[0][:200]
@@ -158,10 +159,9 @@ class _Run:
                 f" --resume {self.run}, or start again with {advice}"
             ) from None
 
-    def _loop(self, stop: threading.Event) -> dict[str, Any]:
+    def _loop(self, bar: tqdm[Any], stop: threading.Event) -> dict[str, Any]:
         train, at = self.config.train, self.at
         batches = self._batches()
-        bar = progress(self.total, at.step, active=self.group.main)
         self.model.train()
         started = time.perf_counter()
         while at.step < self.total:
@@ -178,12 +178,10 @@ class _Run:
             if end or stopping or epoch or at.step % train.checkpoint_every == 0:
                 self._save()
             if stopping and not end:
-                bar.close()
                 raise Interrupted(
                     f"stopped at step {at.step} of {self.total}, saved; go on with: mnv2det train --resume {self.run}"
                 )
             started = time.perf_counter()
-        bar.close()
         return {
             "run": str(self.run),
             "steps": at.step,
