@@ -250,7 +250,8 @@ def _import(given: argparse.Namespace) -> int:
 
     summary = import_weights(given.source, given.output, labels=given.labels, images=given.images, limit=given.limit)
     for key, value in summary.items():
-        print(f"{key}: {value}")
+        if value not in ("", None):
+            print(f"{key}: {value}")
     _write_json(given, summary)
     return 0
 

@@ -141,7 +141,7 @@ def test_predict_goes_on_after_a_broken_picture_and_exits_1(run: Path, tmp_path:
 def test_grid_draws_predictions_beside_truth(run: Path):
     assert main(["grid", str(run), "--count", "2"]) == 0
     picture = cv2.imread(str(run / "predictions.png"))
-    assert picture.shape == (60 + 24 + 4, 6 * 84, 3)
+    assert picture.shape == (256 + 24 + 4, 6 * (round(80 * 256 / 60) + 4), 3)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from mnv2det.models.weights.files import write_atomically
 from mnv2det.report.draw import draw_boxes, draw_detections, encode, grid, title
 from mnv2det.structures import Detections
 
+SHOWN_HEIGHT = 256
+
 
 def prediction_grid(
     source: str,
@@ -65,15 +67,16 @@ def prediction_grid(
                     raise
                 continue
             pixels = torch.from_numpy(resize(sample, model.preprocess.input_size)[0]).permute(2, 0, 1)[None]
-            found = model.predict(pixels.to(group.device), [sample.image.shape[:2]])
+            # shown at one height, be they thumbnails or photographs
+            height, width = sample.image.shape[:2]
+            shown, truth = resize(sample, (SHOWN_HEIGHT, max(1, round(width * SHOWN_HEIGHT / height))))
+            found = model.predict(pixels.to(group.device), [(shown.shape[0], shown.shape[1])])
             for task, results in found.items():
                 if isinstance(results[0], Detections):
                     names = model.classes[task]
-                    cells.append(
-                        title(draw_detections(sample.image, results[0], names, threshold=threshold), "predicted")
-                    )
-                    truth = draw_boxes(sample.image, sample.target["boxes"], sample.target["labels"], names)
-                    cells.append(title(truth, "ground truth"))
+                    drawn = draw_detections(shown, results[0], names, threshold=threshold)
+                    wanted = draw_boxes(shown, truth["boxes"], truth["labels"], names)
+                    cells += [title(drawn, "predicted"), title(wanted, "ground truth")]
     if not cells:
         raise ConfigError(f"{source}: no task of this run finds boxes")
     data = encode(grid(cells, columns=6), path.suffix)
