@@ -9,7 +9,7 @@ from mnv2det.config import Component, Config, data_root
 from mnv2det.data.dataset import Dataset
 from mnv2det.data.transforms import Transform
 from mnv2det.engine import optim  # noqa: F401 - registers optimizers and schedules
-from mnv2det.errors import ConfigError
+from mnv2det.errors import ConfigError, near
 from mnv2det.evaluation.evaluator import Evaluator
 from mnv2det.models.model import Model, from_config
 from mnv2det.registry import AUGMENTATIONS, BACKBONES, DATASETS, EVALUATORS, HEADS, OPTIMIZERS, SCHEDULES, Registry
@@ -128,3 +128,18 @@ def build_evaluators(config: Config, classes: Mapping[str, Sequence[str]]) -> di
         )
         for name, task in config.tasks.items()
     }
+
+
+def deciding_figure(config: Config, evaluators: Mapping[str, Evaluator]) -> str:
+    """The figure that ``train.best`` names, or the first task's main one.
+
+    Raises:
+        ConfigError: No evaluator computes it.
+    """
+    task, evaluator = next(iter(evaluators.items()))
+    key = config.train.best or f"{task}/{evaluator.main}"
+    # what an evaluator computes of nothing has all its names
+    known = [f"{name}/{figure}" for name, each in evaluators.items() for figure in each.compute()]
+    if key not in known:
+        raise ConfigError(f"train.best: no figure '{key}'{near(key, known)}")
+    return key

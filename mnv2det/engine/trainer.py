@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +16,25 @@ from tqdm import tqdm
 from mnv2det.config import Amp, Config, load_config, to_dict, to_yaml
 from mnv2det.data.loader import ResumableSampler, train_loader
 from mnv2det.engine.average import average_of
-from mnv2det.engine.build import build_augmentation, build_dataset, build_evaluators, check, hold_to, task_classes
-from mnv2det.engine.checkpoint import load_checkpoint, save_checkpoint
+from mnv2det.engine.build import (
+    build_augmentation,
+    build_dataset,
+    build_evaluators,
+    check,
+    deciding_figure,
+    hold_to,
+    task_classes,
+)
+from mnv2det.engine.checkpoint import Progress, changed_keys, load_checkpoint, save_checkpoint
 from mnv2det.engine.dist import Processes, processes
 from mnv2det.engine.evaluate import evaluate
 from mnv2det.engine.interrupt import Interrupted, stop_requests
 from mnv2det.engine.log import RunLog, progress
 from mnv2det.engine.optim import build_optimizer
-from mnv2det.errors import ConfigError, DataError, TrainingError, WeightsError, near
-from mnv2det.evaluation.evaluator import Evaluator
+from mnv2det.errors import ConfigError, DataError, TrainingError, WeightsError
 from mnv2det.models.model import Model, assemble, from_config
 from mnv2det.models.weights.files import Header, save_weights, write_atomically
 from mnv2det.structures import Batch
-
-
-@dataclass
-class Progress:
-    """Where a run is; travels in the checkpoint.
-
-    Attributes:
-        step: Optimizer steps done.
-        seconds: Time spent on them: loading included, evaluation and start-up not.
-        best: The best value of the deciding figure so far, None before the first evaluation.
-        skipped: Broken images left out so far.
-        figures: Of the latest evaluation.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    best: float | None = None
-    skipped: int = 0
-    figures: dict[str, float] = field(default_factory=dict)
 
 
 def train(config: Config, run: Path, *, resume: bool = False, device: str | None = None) -> dict[str, Any]:
@@ -102,8 +89,9 @@ class _Run:
         state = load_checkpoint(run / "last.pt") if resume else None
         self.model, notes = self._resumed(state) if state else from_config(config.model, config.tasks, self.classes)
         self.evaluators = build_evaluators(config, self.classes)
-        self.deciding = _deciding_figure(config, self.evaluators)
+        self.deciding = deciding_figure(config, self.evaluators)
         self.at = Progress()
+        self.saved = 0  # step of the checkpoint on disk
         self._place()
         if state is not None:
             self._restore(state)
@@ -155,8 +143,7 @@ class _Run:
             else:
                 raise
             raise TrainingError(
-                f"{cause} at step {self.at.step + 1} ({what}); the last checkpoint is intact. Go on with mnv2det train"
-                f" --resume {self.run}, or start again with {advice}"
+                f"{cause} at step {self.at.step + 1} ({what}); {self._kept()}. Go on with it, or start again with {advice}"
             ) from None
 
     def _loop(self, bar: tqdm[Any], stop: threading.Event) -> dict[str, Any]:
@@ -254,9 +241,8 @@ class _Run:
         if self.group.any(not finite):
             values = ", ".join(f"{name} {float(value):g}" for name, value in losses.items())
             raise TrainingError(
-                f"non-finite loss or gradient at step {self.at.step + 1} ({values}) on images {ids[:8]}; the last"
-                " checkpoint is intact. Try a lower optim.optimizer.args.lr, more optim.warmup_steps or"
-                " optim.clip_norm=5"
+                f"non-finite loss or gradient at step {self.at.step + 1} ({values}) on images {ids[:8]};"
+                f" {self._kept()}. Try a lower optim.optimizer.args.lr, more optim.warmup_steps or optim.clip_norm=5"
             )
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
@@ -332,14 +318,17 @@ class _Run:
         }
         try:
             save_checkpoint(self.run / "last.pt", state)
+            self.saved = self.at.step
         except OSError as error:
-            raise TrainingError(
-                f"{self.run / 'last.pt'}: cannot save ({error.strerror}); the previous checkpoint is intact"
-            ) from None
+            raise TrainingError(f"{self.run / 'last.pt'}: cannot save ({error.strerror}); {self._kept()}") from None
+
+    def _kept(self) -> str:
+        """What is left of the run, for messages."""
+        return f"{self.run / 'last.pt'} holds step {self.saved}" if self.saved else "no checkpoint was saved yet"
 
     def _resumed(self, state: dict[str, Any]) -> tuple[Model, list[str]]:
         """The checkpoint's model: the initial weights need not be there any more."""
-        changed = _changed(state.get("config"), to_dict(self.config))
+        changed = changed_keys(state.get("config"), to_dict(self.config))
         if changed:
             raise ConfigError(f"{self.run / 'config.yaml'}: changed since the checkpoint: {', '.join(changed[:5])}")
         header = Header.from_json(str(state.get("header")), where=str(self.run / "last.pt"))
@@ -359,28 +348,10 @@ class _Run:
             self.schedule.load_state_dict(state["schedule"])
             self.scaler.load_state_dict(state["scaler"])
             self.at = Progress(**state["progress"])
+            self.saved = self.at.step
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             what = " ".join(str(error).split())[:200]
             raise ConfigError(f"{self.run / 'last.pt'}: does not fit {self.run / 'config.yaml'}: {what}") from None
 
 
 _DTYPES = {Amp.fp32: torch.float32, Amp.bf16: torch.bfloat16, Amp.fp16: torch.float16}
-
-
-def _deciding_figure(config: Config, evaluators: dict[str, Evaluator]) -> str:
-    """The figure that ``train.best`` names, or the first task's main one."""
-    task, evaluator = next(iter(evaluators.items()))
-    key = config.train.best or f"{task}/{evaluator.main}"
-    # what an evaluator computes of nothing has all its names
-    known = [f"{name}/{figure}" for name, each in evaluators.items() for figure in each.compute()]
-    if key not in known:
-        raise ConfigError(f"train.best: no figure '{key}'{near(key, known)}")
-    return key
-
-
-def _changed(before: Any, now: Any, place: str = "") -> list[str]:
-    """Dotted keys whose values differ."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = [*before, *(key for key in now if key not in before)]
-        return [line for key in keys for line in _changed(before.get(key), now.get(key), f"{place}.{key}".lstrip("."))]
-    return [] if before == now else [f"{place} ({before!r} -> {now!r})"]
