@@ -143,7 +143,8 @@ class _Run:
             else:
                 raise
             raise TrainingError(
-                f"{cause} at step {self.at.step + 1} ({what}); {self._kept()}. Go on with it, or start again with {advice}"
+                f"{cause} at step {self.at.step + 1} ({what}); {self._kept()}. Go on with it (--resume), or start"
+                f" again with {advice}"
             ) from None
 
     def _loop(self, bar: tqdm[Any], stop: threading.Event) -> dict[str, Any]:
