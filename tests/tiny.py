@@ -1,4 +1,8 @@
-"""Overrides that make configs/ssdlite_shapes.yaml a run of seconds."""
+"""A run of seconds: overrides of configs/ssdlite_shapes.yaml, and waiting for a step."""
+
+import subprocess
+import time
+from pathlib import Path
 
 TINY = (
     "model.backbone.args.width=0.35",
@@ -16,3 +20,14 @@ TINY = (
     "train.log_every=1",
     "optim.warmup_steps=2",
 )
+
+
+def wait_for(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+    """Until metrics.jsonl says the step was done."""
+    for _ in range(1200):
+        log = run / "metrics.jsonl"
+        if log.exists() and f'"step": {step},' in log.read_text():
+            return
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.05)
+    raise AssertionError("the run made no progress")

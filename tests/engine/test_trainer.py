@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import TINY
+from tiny import TINY, wait_for
 
 from mnv2det.config import Config, load_config
 from mnv2det.engine.checkpoint import load_checkpoint
@@ -41,17 +41,6 @@ def assert_identical(first: Path, second: Path) -> None:
 def start(root: Path, run: Path, *more: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "tools/train.py", "configs/ssdlite_shapes.yaml", *TINY, "--out", str(run), *more]
     return subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-
-
-def wait_for(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
-    """Until metrics.jsonl says the step was done."""
-    for _ in range(1200):
-        log = run / "metrics.jsonl"
-        if log.exists() and f'"step": {step},' in log.read_text():
-            return
-        assert process.poll() is None, process.stderr.read().decode()
-        time.sleep(0.05)
-    raise AssertionError("the run made no progress")
 
 
 @pytest.fixture(scope="module")
