@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +16,18 @@ class FeatureInfo(NamedTuple):
 
     channels: int
     stride: int
+
+
+class Frame(NamedTuple):
+    """Where a picture lies in the network's input.
+
+    Attributes:
+        size: (H, W) of the picture as it was on disk.
+        used: (h, w) of the input's top-left part that shows it; the rest is fill.
+    """
+
+    size: tuple[int, int]
+    used: tuple[int, int]
 
 
 class Target(TypedDict, total=False):
@@ -59,14 +71,14 @@ class Batch:
         images: uint8 (B, 3, H, W), RGB; normalised on the device by `Model.normalize`.
         targets: One `Target` per image, in pixels of ``images``.
         image_ids: The data set's identifiers.
-        sizes: (H, W) of each image as it was on disk.
+        frames: Where each image lies in its input, and its size on disk.
         skipped: Messages about broken images that were left out (``bad_data: skip``).
     """
 
     images: Tensor
     targets: list[Target]
     image_ids: list[int | str]
-    sizes: list[tuple[int, int]]
+    frames: list[Frame]
     skipped: list[str] = field(default_factory=list)
 
     def pin_memory(self) -> Batch:
@@ -97,7 +109,15 @@ class Scores:
     probabilities: Tensor
 
 
-Result = Detections | Scores
+@dataclass
+class Segmentation:
+    """Class of every pixel of one image: uint8 (H, W), 0 ... K-1, in the original size."""
+
+    mask: Tensor
+
+
+Result = Detections | Segmentation | Scores
+Fit = Literal["stretch", "letterbox", "pad"]
 
 
 @dataclass(frozen=True)
@@ -105,11 +125,15 @@ class Preprocess:
     """How a picture becomes the network's input; travels with the weights.
 
     Attributes:
-        input_size: (H, W) the image is stretched to.
+        input_size: (H, W) of the input.
         mean: Per RGB channel, in units of 0 ... 1.
         std: Likewise; the input is ``(pixel / 255 - mean) / std``.
+        fit: How pictures come to that size. ``stretch``: each side by itself. ``letterbox``: scaled
+            with its ratio kept, the rest at the right and bottom filled with the mean colour.
+            ``pad``: not scaled, only filled up; a larger picture is covered by overlapping windows.
     """
 
     input_size: tuple[int, int] = (320, 320)
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    fit: Fit = "stretch"

@@ -13,7 +13,7 @@ from mnv2det.errors import ConfigError
 from mnv2det.models.head import Head
 from mnv2det.models.layers import init_weights
 from mnv2det.registry import HEADS
-from mnv2det.structures import FeatureInfo, Scores, Target
+from mnv2det.structures import FeatureInfo, Frame, Scores, Target
 
 
 @HEADS.register("classifier")
@@ -60,6 +60,6 @@ class Classifier(Head):
         wanted = torch.stack([targets[index]["label"] for index in known]).to(logits.device)
         return {"cls": F.cross_entropy(logits[known], wanted, label_smoothing=self.label_smoothing)}
 
-    def decode(self, raw: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> list[Scores]:
+    def decode(self, raw: Mapping[str, Tensor], frames: Sequence[Frame]) -> list[Scores]:
         """Returns the softmax of each image."""
         return [Scores(probabilities) for probabilities in raw["logits"].float().softmax(dim=1)]

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mnv2det.structures import Result, Target
+from mnv2det.structures import Frame, Result, Target
 
 
 class Head(nn.Module, ABC):
@@ -36,10 +36,10 @@ class Head(nn.Module, ABC):
         """Named scalars to be summed; zero with a gradient where nothing is annotated."""
 
     @abstractmethod
-    def decode(self, raw: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> Sequence[Result]:
+    def decode(self, raw: Mapping[str, Tensor], frames: Sequence[Frame]) -> Sequence[Result]:
         """Results in pixels of the original images.
 
         Args:
             raw: From `forward`.
-            sizes: (H, W) of each original image.
+            frames: Where each image lies in the input, and its original size.
         """

@@ -19,7 +19,7 @@ from mnv2det.ops.losses import anchor_class_loss, hardest
 from mnv2det.ops.matcher import NEGATIVE, match
 from mnv2det.ops.nms import class_nms, clip
 from mnv2det.registry import HEADS
-from mnv2det.structures import Detections, FeatureInfo, Target
+from mnv2det.structures import Detections, FeatureInfo, Frame, Target
 
 
 @HEADS.register("ssdlite")
@@ -142,8 +142,8 @@ class SSDLite(Head):
             features: The taps.
 
         Returns:
-            ``logits`` (B, A, K + 1) with background first, ``codes`` (B, A, 4), ``anchors`` float32
-            (A, 4) xyxy in input pixels, and ``size`` float32 (2,): (H, W) of the input.
+            ``logits`` (B, A, K + 1) with background first, ``codes`` (B, A, 4), and ``anchors``
+            float32 (A, 4) xyxy in input pixels.
         """
         height, width = features["image"].shape[-2:]
         levels = [features[tap] for tap in self.taps[1:]]
@@ -162,7 +162,6 @@ class SSDLite(Head):
             "logits": torch.cat(logits, dim=1),
             "codes": torch.cat(codes, dim=1),
             "anchors": make_anchors(maps, self.shapes, (int(height), int(width))).to(device),
-            "size": torch.tensor([float(height), float(width)], device=device),
         }
 
     def loss(self, raw: Mapping[str, Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
@@ -197,23 +196,21 @@ class SSDLite(Head):
         box = F.smooth_l1_loss(codes, goal, reduction="sum", beta=self.box_beta) / normalizer
         return {"cls": cls, "box": box * self.box_weight}
 
-    def decode(self, raw: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+    def decode(self, raw: Mapping[str, Tensor], frames: Sequence[Frame]) -> list[Detections]:
         """Boxes after score threshold and NMS within each class, in original pixels."""
         logits = raw["logits"].float()
         scores = (logits.softmax(dim=-1) if self.softmax else logits.sigmoid())[..., 1:]
         boxes = decode(raw["codes"].float(), raw["anchors"])
-        height, width = (float(value) for value in raw["size"])
-        boxes = clip(boxes, (height, width))
         results = []
-        for image, (original_height, original_width) in enumerate(sizes):
+        for image, ((original_height, original_width), (used_height, used_width)) in enumerate(frames):
             found, best, labels = class_nms(
-                boxes[image],
+                clip(boxes[image], (used_height, used_width)),
                 scores[image],
                 threshold=self.score_threshold,
                 iou=self.nms_iou,
                 keep=self.max_detections,
             )
-            factor = found.new_tensor([original_width / width, original_height / height] * 2)
+            factor = found.new_tensor([original_width / used_width, original_height / used_height] * 2)
             # once more, as scaling rounds
             found = clip(found * factor, (original_height, original_width))
             results.append(Detections(found, best, labels))
