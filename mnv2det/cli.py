@@ -103,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_device(verb)
     _add_json(verb)
 
-    verb = _verb(verbs, "predict", _predict, "write annotated pictures and a COCO-style json")
+    verb = _verb(verbs, "predict", _predict, "write annotated pictures, masks and a COCO-style json")
     verb.add_argument("source", metavar="RUN", help="a run folder or a .safetensors file")
     verb.add_argument("inputs", nargs="+", metavar="IMAGE", help="images and folders of images")
     verb.add_argument("--out", metavar="DIR", default="predictions", help="output folder (default: %(default)s)")
@@ -121,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--check", action="store_true", help="also check every component's arguments (loads torch)")
 
     verb = _verb(verbs, "import-weights", _import, "turn published weights into a file of ours")
-    verb.add_argument("source", metavar="SOURCE", help="a .tflite or .pth file, or torchvision:IMAGENET1K_V2")
+    verb.add_argument("source", metavar="SOURCE", help="a .tflite, .pth or .param (ncnn) file, or torchvision:NAME")
     verb.add_argument("-o", "--output", required=True, metavar="FILE", help="the .safetensors file to write")
     verb.add_argument("--labels", metavar="FILE", help="class names, one per line")
     verb.add_argument(
@@ -205,7 +205,8 @@ def _eval(given: argparse.Namespace) -> int:
     for problem in summary["problems"]:
         print(f"left out: {problem}", file=sys.stderr)
     _print_figures(summary["figures"])
-    print(f"{summary['images']} images, weights {summary['weights']}")
+    height, width = summary["input_size"]
+    print(f"{summary['images']} images seen at {height}x{width}, weights {summary['weights']}")
     _write_json(given, summary)
     return 0
 

@@ -40,6 +40,14 @@ class Amp(Enum):
     fp16 = "fp16"
 
 
+class Fit(Enum):
+    """How pictures come to the input size; see `mnv2det.structures.Preprocess`."""
+
+    stretch = "stretch"
+    letterbox = "letterbox"
+    pad = "pad"
+
+
 @dataclass
 class Component:
     """A registered name and its keyword arguments."""
@@ -61,6 +69,8 @@ class ModelConfig:
         input_size: (H, W) in pixels.
         mean: RGB in 0 ... 1; null takes what the weights were trained with, else 0.5.
         std: Likewise.
+        fit: How pictures come to the input size; null takes what the weights were trained with,
+            else ``stretch``.
         weights: A safetensors file or ``torchvision:IMAGENET1K_V1``; null starts from random ones.
         freeze: Backbone layer up to which weights and batch-norm statistics stay fixed
             (``stem``, ``block3`` ...); null trains everything.
@@ -70,6 +80,7 @@ class ModelConfig:
     input_size: list[int] = field(default_factory=lambda: [320, 320])
     mean: list[float] | None = None
     std: list[float] | None = None
+    fit: Fit | None = None
     weights: str | None = None
     freeze: str | None = None
 
@@ -146,6 +157,8 @@ class TrainConfig:
         checkpoint_every: Steps between checkpoints, beside those at the end of every epoch.
         log_every: Steps between lines in metrics.jsonl.
         sync_bn: Batch-norm statistics over all processes.
+        uncertainty: Whether the weights of the tasks are learned beside the model (Kendall et al.,
+            arXiv 1705.07115, equation 10), starting from those given.
         best: Metric that decides which weights are kept as best.safetensors, ``task/metric``;
             null takes the first task's main one.
     """
@@ -161,7 +174,21 @@ class TrainConfig:
     checkpoint_every: int = 500
     log_every: int = 10
     sync_bn: bool = False
+    uncertainty: bool = False
     best: str | None = None
+
+
+@dataclass
+class TestConfig:
+    """How segmentation looks at a picture when it is measured.
+
+    Attributes:
+        scales: Class probabilities are averaged over the input at these scales.
+        flip: Whether each is also seen mirrored.
+    """
+
+    scales: list[float] = field(default_factory=lambda: [1.0])
+    flip: bool = False
 
 
 @dataclass
@@ -174,6 +201,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    test: TestConfig = field(default_factory=TestConfig)
 
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
@@ -355,6 +383,13 @@ def _check_values(config: Config, where: str) -> None:
         ("optim.warmup_steps", config.optim.warmup_steps, 0),
     ):
         need(number is None or number >= least, key, f"a whole number >= {least}", number)
+    scales = config.test.scales
+    need(
+        bool(scales) and all(0.1 <= s <= 4 for s in scales),
+        "test.scales",
+        "numbers from 0.1 to 4, at least one",
+        scales,
+    )
     need(
         train.ema_decay is None or 0 < train.ema_decay < 1,
         "train.ema_decay",

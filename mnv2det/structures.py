@@ -11,6 +11,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# PASCAL VOC's own order
+# fmt: off
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)
+# fmt: on
+VOC_MASK_CLASSES = ("background", *VOC_CLASSES)
+IGNORE = 255  # value of a mask's pixel that has no class
+
+
 class FeatureInfo(NamedTuple):
     """What a backbone says of one of its features."""
 
@@ -72,6 +83,7 @@ class Batch:
         targets: One `Target` per image, in pixels of ``images``.
         image_ids: The data set's identifiers.
         frames: Where each image lies in its input, and its size on disk.
+        truths: In evaluation, the annotations as the data set gives them, in original pixels.
         skipped: Messages about broken images that were left out (``bad_data: skip``).
     """
 
@@ -79,6 +91,7 @@ class Batch:
     targets: list[Target]
     image_ids: list[int | str]
     frames: list[Frame]
+    truths: list[dict[str, NDArray[Any]]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
     def pin_memory(self) -> Batch:

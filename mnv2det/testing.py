@@ -12,7 +12,7 @@ from mnv2det.data.dataset import Dataset
 from mnv2det.data.transforms import Transform
 from mnv2det.models.backbone import Backbone
 from mnv2det.models.head import Head
-from mnv2det.structures import Detections, Sample, Scores
+from mnv2det.structures import Detections, Frame, Sample, Scores, Segmentation
 
 
 def assert_backbone(backbone: Backbone) -> None:
@@ -59,7 +59,8 @@ def assert_head(kind: type[Head], backbone: Backbone, *, classes: int = 3) -> No
         if targets == [{}, {}]:
             assert float(total.detach()) == 0, "images without annotation must add nothing"
     with torch.no_grad():
-        results = head.eval().decode(head(features), [(480, 640), (30, 20)])
+        frames = [Frame((480, 640), (64, 96)), Frame((30, 20), (64, 43))]
+        results = head.eval().decode(head(features), frames)
     assert len(results) == 2
     for result, (height, width) in zip(results, [(480, 640), (30, 20)], strict=True):
         _assert_result(result, height, width, classes)
@@ -125,5 +126,9 @@ def _assert_result(result: object, height: int, width: int, classes: int) -> Non
         assert (result.scores[:-1] >= result.scores[1:]).all(), "best first"
     elif isinstance(result, Scores):
         torch.testing.assert_close(result.probabilities.sum(), torch.tensor(1.0))
+    elif isinstance(result, Segmentation):
+        assert result.mask.dtype == torch.uint8
+        assert tuple(result.mask.shape) == (height, width)
+        assert int(result.mask.max()) < classes
     else:
         raise AssertionError(f"decode gave {type(result).__name__}")

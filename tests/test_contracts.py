@@ -13,12 +13,13 @@ import mnv2det.evaluation
 import mnv2det.models  # noqa: F401 - these register
 from mnv2det import load_config, testing
 from mnv2det.config import to_yaml
-from mnv2det.data.loader import collate
+from mnv2det.data.loader import Loaded, collate
 from mnv2det.data.shapes import Shapes
-from mnv2det.engine.build import build_evaluators, check
+from mnv2det.engine.build import build_augmentation, build_evaluators, check
 from mnv2det.engine.optim import build_optimizer
 from mnv2det.models.model import from_config
 from mnv2det.registry import AUGMENTATIONS, BACKBONES, DATASETS, EVALUATORS, HEADS, OPTIMIZERS, SCHEDULES
+from mnv2det.structures import Frame, Preprocess, Segmentation
 
 CONFIGS = sorted(Path(__file__).resolve().parents[1].glob("configs/*.yaml"))
 CLASSES = {"labels": ["a", "b", "c"], "mask": ["background", "a", "b", "c"], "label": ["a", "b", "c"]}
@@ -46,7 +47,7 @@ def test_dataset():
 
 @pytest.mark.parametrize("name", AUGMENTATIONS.names())
 def test_augmentation(name: str):
-    transform = AUGMENTATIONS.build(name, {}, (64, 96), (0.5, 0.5, 0.5), place="augment")
+    transform = AUGMENTATIONS.build(name, {}, Preprocess((64, 96)), place="augment")
     testing.assert_augmentation(transform, Shapes(count=5, size=(80, 70)), size=(64, 96))
 
 
@@ -54,6 +55,12 @@ def test_augmentation(name: str):
 def test_evaluator_of_nothing_and_of_everything(name: str):
     evaluator = EVALUATORS.build(name, {}, place="evaluator", classes=["a", "b", "c"])
     assert evaluator.compute()[evaluator.main] == -1
+    if name == "miou":
+        mask = np.array([[0, 2], [2, 255]], np.uint8)
+        evaluator.update("image", Segmentation(torch.tensor([[0, 2], [2, 1]], dtype=torch.uint8)), {"mask": mask})
+        assert evaluator.compute()["mIoU"] == 1
+        assert evaluator.compute()["IoU/b"] == -1
+        return
     boxes = np.array([[1, 1, 30, 30], [5, 5, 20, 40]], np.float32)
     truth = {"boxes": boxes, "labels": np.array([0, 2]), "ignore": np.zeros(2, bool), "area": np.array([841.0, 525])}
     found = testing.perfect_detections(truth)
@@ -105,17 +112,15 @@ def test_config_builds_and_runs_a_step(path: Path):
     classes = {task: CLASSES[HEADS.get(part.head.name).class_key] for task, part in config.tasks.items()}
     model, _ = from_config(config.model, config.tasks, classes)
     optimizer, _ = build_optimizer(model, config.optim, 10)
-    size = model.preprocess.input_size
-    transform = AUGMENTATIONS.build(
-        config.data.augment.name, config.data.augment.args, size, model.preprocess.mean, place="data.augment"
-    )
+    transform = build_augmentation(config, model)
     data, items = Shapes(count=2, size=(120, 160)), []
     for index in range(2):
         sample = data.read(index)
         sample.target["labels"] %= 3
+        sample.target["mask"] %= 4
         image, target = transform(sample, 7)
-        pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())
-        items.append((sample, pixels, {**target, "_size": np.array(sample.image.shape[:2])}))
+        frame = Frame((120, 160), (image.shape[0], image.shape[1]))
+        items.append(Loaded(index, torch.from_numpy(image).permute(2, 0, 1), target, frame, sample.target))
     batch = collate(items)
     losses = model.train().loss(model(model.normalize(batch.images)), batch.targets, {})
     torch.stack(list(losses.values())).sum().backward()
@@ -124,7 +129,7 @@ def test_config_builds_and_runs_a_step(path: Path):
     idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert idle == [], "parameters that nothing trains"
     evaluators = build_evaluators(config, classes)
-    results = model.eval().predict(batch.images, batch.sizes)
+    results = model.eval().predict(batch.images, batch.frames)
     for task, evaluator in evaluators.items():
-        evaluator.update(0, results[task][0], items[0][0].target)
+        evaluator.update(0, results[task][0], batch.truths[0])
         assert 0 <= evaluator.compute()[evaluator.main] <= 1

@@ -1,4 +1,4 @@
-"""A small TFLite writer: test graphs as bytes, and our own classifier as a float32 or int8 file."""
+"""A small TFLite writer: test graphs as bytes, and our own classifier and segmenter as float32 files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 import flatbuffers
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
+from mnv2det.models.deeplab import MobileDeepLab
 from mnv2det.models.layers import ConvNorm, InvertedResidual
 from mnv2det.models.mobilenet_v2 import MobileNetV2
 from mnv2det.models.model import Model
@@ -16,19 +18,24 @@ from mnv2det.models.model import Model
 CODES = {
     "ADD": 0,
     "AVERAGE_POOL_2D": 1,
+    "CONCATENATION": 2,
     "CONV_2D": 3,
     "DEPTHWISE_CONV_2D": 4,
     "DEQUANTIZE": 6,
     "FULLY_CONNECTED": 9,
+    "LOGISTIC": 14,
+    "MUL": 18,
     "RELU6": 21,
     "RESHAPE": 22,
+    "RESIZE_BILINEAR": 23,
     "SOFTMAX": 25,
     "PAD": 34,
     "MEAN": 40,
+    "ARG_MAX": 56,
     "QUANTIZE": 114,
 }
 TYPES = {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int64": 4, "int8": 9}
-NONE, RELU6 = 0, 3
+NONE, RELU, RELU6 = 0, 1, 3
 SAME, VALID = 0, 1
 
 Value = tuple[str, Any]  # flatbuffers' name of a slot type, and what goes into it
@@ -156,6 +163,7 @@ class Layers(Writer):
         bias: NDArray[np.float32] | None,
         *,
         stride: int = 1,
+        dilation: int = 1,
         depthwise: bool = False,
         activation: int = NONE,
         padding: int = SAME,
@@ -165,15 +173,15 @@ class Layers(Writer):
         kernel = np.ascontiguousarray(weight.transpose(axes))
         inputs = [self.current, self.tensor(kernel.shape, kernel)]
         inputs += [] if bias is None else [self.tensor(bias.shape, bias)]
-        reach = 0 if padding == SAME else weight.shape[-1] - 1
+        reach = 0 if padding == SAME else dilation * (weight.shape[-1] - 1)
         side = [-(-(n - reach) // stride) for n in self.shape[1:3]]
         self.shape = [1, *side, len(weight)]
         common: dict[int, Value] = {0: ("Int8", padding), 1: ("Int32", stride), 2: ("Int32", stride)}
-        ones: Value = ("Int32", 1)
+        spread: Value = ("Int32", dilation)
         if depthwise:
-            options = (2, {**common, 3: ones, 4: ("Int8", activation), 5: ones, 6: ones})
+            options = (2, {**common, 3: ("Int32", 1), 4: ("Int8", activation), 5: spread, 6: spread})
         else:
-            options = (1, {**common, 3: ("Int8", activation), 4: ones, 5: ones})
+            options = (1, {**common, 3: ("Int8", activation), 4: spread, 5: spread})
         kind = "DEPTHWISE_CONV_2D" if depthwise else "CONV_2D"
         self.current = self.operator(kind, inputs, self.shape, options)
         return self.current
@@ -198,8 +206,9 @@ class Layers(Writer):
             weight,
             bias,
             stride=conv.stride[0],
+            dilation=conv.dilation[0],
             depthwise=conv.groups > 1,
-            activation=RELU6 if hasattr(layer, "act") else NONE,
+            activation={nn.ReLU6: RELU6, nn.ReLU: RELU, type(None): NONE}[type(getattr(layer, "act", None))],
             padding=VALID if stem_pad else SAME,
         )
 
@@ -212,6 +221,32 @@ class Layers(Writer):
             window: dict[int, Value] = {slot: ("Int32", 1 if slot < 3 else side) for slot in (1, 2, 3, 4)}
             options = (5, {0: ("Int8", VALID), **window, 5: ("Int8", NONE)})
             self.current = self.operator("AVERAGE_POOL_2D", [self.current], self.shape, options)
+
+    def multiply(self, other: int) -> None:
+        self.current = self.operator("MUL", [self.current, other], self.shape, (21, {0: ("Int8", NONE)}))
+
+    def sigmoid(self) -> None:
+        self.current = self.operator("LOGISTIC", [self.current], self.shape)
+
+    def resize(self, size: int, *, aligned: bool = True) -> None:
+        """Bilinear, to (size, size)."""
+        target = self.tensor((2,), np.array([size, size], np.int32))
+        self.shape = [1, size, size, self.shape[3]]
+        options: dict[int, Value] = {2: ("Bool", aligned), 3: ("Bool", not aligned)}
+        self.current = self.operator("RESIZE_BILINEAR", [self.current, target], self.shape, (15, options))
+
+    def concat(self, *others: int) -> None:
+        """Puts maps of the same shape behind the current one."""
+        inputs = [self.current, *others]
+        self.shape = [*self.shape[:3], self.shape[3] * len(inputs)]
+        options: dict[int, Value] = {0: ("Int32", 3), 1: ("Int8", NONE)}
+        self.current = self.operator("CONCATENATION", inputs, self.shape, (10, options))
+
+    def argmax(self) -> None:
+        axis = self.tensor((), np.array(3, np.int32))
+        self.shape = self.shape[:3]
+        options: dict[int, Value] = {0: ("Int8", TYPES["int64"])}
+        self.current = self.operator("ARG_MAX", [self.current, axis], self.shape, (40, options), "int64")
 
     def flatten(self) -> None:
         self.shape = [1, self.shape[-1]]
@@ -239,20 +274,8 @@ def write_classifier(model: Model, size: int, *, keras: bool = False) -> bytes:
         keras: As Keras exports it: padded stride-2 convolutions by a PAD before them, MEAN and a
             dense layer; else pooling and a 1x1 convolution, as in the first releases.
     """
-    net, backbone = Layers(size), model.backbone
-    assert isinstance(backbone, MobileNetV2)
-    assert backbone.last is not None
-    net.norm(backbone.stem, stem_pad=keras)
-    for block in backbone.blocks:
-        assert isinstance(block, InvertedResidual)
-        entry = net.current
-        if block.expand is not None:
-            net.norm(block.expand)
-        net.norm(block.depthwise, stem_pad=keras and block.depthwise.conv.stride[0] == 2)
-        net.norm(block.project)
-        if block.shortcut:
-            net.add(entry)
-    net.norm(backbone.last)
+    net = Layers(size)
+    _write_backbone(net, model, keras=keras)
     net.pool(mean=keras)
     linear = model.heads["cls"].linear
     weight, bias = linear.weight.detach().numpy(), linear.bias.detach().numpy()
@@ -264,3 +287,62 @@ def write_classifier(model: Model, size: int, *, keras: bool = False) -> bytes:
         net.flatten()
     net.softmax()
     return net.bytes()
+
+
+def write_deeplab(
+    model: Model, size: int, *, order: Sequence[str] = ("pool", "branches", "project"), end: bool = True
+) -> bytes:
+    """Our Mobile DeepLabv3 as a float32 TFLite file, its operators in the order of the release.
+
+    Args:
+        model: A MobileNetV2 with SAME padding and head ``seg``, with ASPP or without.
+        size: Height and width of the input.
+        order: In which the head's first steps come: pooling, the branches that read the map itself,
+            and the convolution and resizing of what was pooled.
+        end: Whether the file ends in ARG_MAX, else in the logits at the input's size.
+    """
+    net, head = Layers(size), model.heads["seg"]
+    assert isinstance(head, MobileDeepLab)
+    _write_backbone(net, model)
+    source, side, branches = (net.current, net.shape), net.shape[1], []
+    pooled = source
+    for step in order:
+        if step == "branches":
+            for branch in head.branches:
+                net.current, net.shape = source
+                net.norm(branch)
+                branches.append(net.current)
+            continue
+        net.current, net.shape = source if step == "pool" else pooled
+        if step == "pool":
+            net.pool()
+        else:
+            net.norm(head.pool)
+            net.resize(side)
+        pooled = net.current, net.shape
+    net.current, net.shape = pooled
+    net.concat(*branches)
+    net.norm(head.join)
+    net.conv(head.classify.weight.detach().numpy(), head.classify.bias.detach().numpy())
+    net.resize(side)
+    net.resize(size)
+    if end:
+        net.argmax()
+    return net.bytes()
+
+
+def _write_backbone(net: Layers, model: Model, *, keras: bool = False) -> None:
+    backbone = model.backbone
+    assert isinstance(backbone, MobileNetV2)
+    net.norm(backbone.stem, stem_pad=keras)
+    for block in backbone.blocks:
+        assert isinstance(block, InvertedResidual)
+        entry = net.current
+        if block.expand is not None:
+            net.norm(block.expand)
+        net.norm(block.depthwise, stem_pad=keras and block.depthwise.conv.stride[0] == 2)
+        net.norm(block.project)
+        if block.shortcut:
+            net.add(entry)
+    if backbone.last is not None:
+        net.norm(backbone.last)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from mnv2det.config import BadData
 from mnv2det.data.dataset import Arrays, Dataset
-from mnv2det.data.transforms import Transform, stretched
+from mnv2det.data.transforms import Transform, fit
 from mnv2det.errors import DataError
-from mnv2det.structures import Batch, Sample, Target
+from mnv2det.structures import Batch, Frame, Preprocess, Target
 
 Drawn = tuple[int, int]  # index and augmentation seed
 
@@ -59,13 +60,26 @@ class ResumableSampler(Sampler[list[Drawn]]):
         return max(0, self.stop - self.start)
 
 
-Item = tuple[Sample, torch.Tensor, Arrays] | str | DataError
+class Loaded(NamedTuple):
+    """One image as a worker hands it over: a target in the input's pixels to learn from, or a truth to measure by."""
+
+    image_id: int | str
+    pixels: torch.Tensor
+    target: Arrays
+    frame: Frame
+    truth: Arrays
+
+
+Item = Loaded | str | DataError
 
 
 class _View(TorchDataset[Item]):
-    """Decodes and transforms one image; a broken one becomes a message where that is allowed, else an error."""
+    """Decodes one image and augments it, or fits it to the input where there is no augmentation.
 
-    def __init__(self, dataset: Dataset, transform: Transform, bad_data: BadData) -> None:
+    A broken one becomes a message where that is allowed, else an error.
+    """
+
+    def __init__(self, dataset: Dataset, transform: Transform | Preprocess, bad_data: BadData) -> None:
         self.dataset, self.transform, self.skip = dataset, transform, bad_data is BadData.skip
 
     def __len__(self) -> int:
@@ -77,13 +91,17 @@ class _View(TorchDataset[Item]):
             sample = self.dataset.read(index)
         except DataError as error:
             return str(error) if self.skip else error
+        if isinstance(self.transform, Preprocess):
+            image, frame = fit(sample.image, self.transform)
+            return Loaded(sample.image_id, _pixels(image), {}, frame, sample.target)
         image, target = self.transform(sample, seed)
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        return (
-            Sample(image[:0], sample.target, sample.image_id),
-            pixels,
-            {**target, "_size": np.array(sample.image.shape[:2])},
-        )
+        frame = Frame((sample.image.shape[0], sample.image.shape[1]), (image.shape[0], image.shape[1]))
+        return Loaded(sample.image_id, _pixels(image), target, frame, {})
+
+
+def _pixels(image: NDArray[np.uint8]) -> torch.Tensor:
+    """The same bytes as (3, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
 
 
 def train_loader(
@@ -101,7 +119,7 @@ def train_loader(
 
 def eval_loader(
     dataset: Dataset,
-    size: tuple[int, int],
+    preprocess: Preprocess,
     *,
     batch_size: int,
     workers: int,
@@ -110,10 +128,10 @@ def eval_loader(
     rank: int = 0,
     world: int = 1,
 ) -> DataLoader[Batch]:
-    """Every image once, stretched to ``size``; with several processes each takes every world-th."""
+    """Every image once, fitted to the input; with several processes each takes every world-th."""
     mine = range(rank, len(dataset), world)
     batches = [[(index, 0) for index in mine[first : first + batch_size]] for first in range(0, len(mine), batch_size)]
-    return _loader(_View(dataset, functools.partial(stretched, size=size), bad_data), batches, workers, pin)
+    return _loader(_View(dataset, preprocess, bad_data), batches, workers, pin)
 
 
 class _Loader(DataLoader[Batch]):
@@ -128,7 +146,7 @@ class _Loader(DataLoader[Batch]):
 
 def collate(items: Sequence[Item]) -> Batch | DataError:
     """Joins what the workers made, or returns the first error; an empty batch if all are broken but may be."""
-    good: list[tuple[Sample, torch.Tensor, Arrays]] = []
+    good: list[Loaded] = []
     skipped: list[str] = []
     for item in items:
         if isinstance(item, DataError):
@@ -138,14 +156,28 @@ def collate(items: Sequence[Item]) -> Batch | DataError:
         else:
             good.append(item)
     if not good:
-        return Batch(torch.zeros((0, 3, 1, 1), dtype=torch.uint8), [], [], [], skipped)
+        return Batch(torch.zeros((0, 3, 1, 1), dtype=torch.uint8), [], [], [], skipped=skipped)
     return Batch(
-        images=torch.stack([pixels for _, pixels, _ in good]),
-        targets=[_tensors(target) for _, _, target in good],
-        image_ids=[sample.image_id for sample, _, _ in good],
-        sizes=[(int(target["_size"][0]), int(target["_size"][1])) for _, _, target in good],
+        images=stack([item.pixels for item in good]),
+        targets=[_tensors(item.target) for item in good],
+        image_ids=[item.image_id for item in good],
+        frames=[item.frame for item in good],
+        truths=[item.truth for item in good],
         skipped=skipped,
     )
+
+
+def stack(images: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Joins images (3, H, W) of one batch into (B, 3, H, W), channels last.
+
+    Where pictures may not be scaled (``fit: pad``) larger ones set the batch's size; what is added
+    to the others is never looked at.
+    """
+    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    joined = torch.zeros(len(images), height, width, 3, dtype=images[0].dtype).permute(0, 3, 1, 2)
+    for place, image in zip(joined, images, strict=True):
+        place[:, : image.shape[1], : image.shape[2]] = image
+    return joined
 
 
 def _tensors(target: Arrays) -> Target:
@@ -161,6 +193,8 @@ def _tensors(target: Arrays) -> Target:
 def _loader(
     view: _View, batches: Sampler[list[Drawn]] | list[list[Drawn]], workers: int, pin: bool
 ) -> DataLoader[Batch]:
+    # more than there are cores only get in each other's way; what is read does not depend on their number
+    workers = min(workers, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
     return _Loader(
         view,  # type: ignore[arg-type]
         batch_sampler=batches,

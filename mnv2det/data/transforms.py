@@ -18,13 +18,25 @@ from numpy.typing import NDArray
 from mnv2det.data.dataset import Arrays
 from mnv2det.errors import ConfigError
 from mnv2det.registry import AUGMENTATIONS
-from mnv2det.structures import Sample
+from mnv2det.structures import IGNORE, Frame, Preprocess, Sample
 
 Transform = Callable[[Sample, int], tuple[NDArray[np.uint8], Arrays]]
-IGNORE_MASK = 255
 
 
-class Window(A.DualTransform):
+class Warp(A.DualTransform):
+    """What shows a part of the image: a subclass draws a relative ``window`` (x1, y1, x2, y2) and warps to it."""
+
+    def apply_to_bboxes(self, bboxes: NDArray[Any], window: NDArray[np.float64], **params: Any) -> NDArray[Any]:
+        """Relative boxes, cut to the window; columns 4 and 5 are label and ignore."""
+        moved = bboxes.copy()
+        moved[:, :4] = (bboxes[:, :4] - np.tile(window[:2], 2)) / np.tile(window[2:] - window[:2], 2)
+        center = (moved[:, :2] + moved[:, 2:4]) / 2
+        moved[:, 5] = np.maximum(moved[:, 5], ~((center > 0) & (center < 1)).all(axis=1))
+        moved[:, :4] = moved[:, :4].clip(0, 1)
+        return moved[(moved[:, 2] > moved[:, 0]) & (moved[:, 3] > moved[:, 1])]
+
+
+class Window(Warp):
     """Shows a window of the image, which may reach beyond it, at the output size.
 
     The window is SSD's random crop (TensorFlow's ssd_random_crop: area and aspect ratio at random,
@@ -98,22 +110,12 @@ class Window(A.DualTransform):
 
     def apply_to_mask(self, mask: NDArray[Any], window: NDArray[np.float64], **params: Any) -> NDArray[Any]:
         """The mask, nearest; beyond its border 255."""
-        return self._warp(mask, window, cv2.INTER_NEAREST, IGNORE_MASK)
-
-    def apply_to_bboxes(self, bboxes: NDArray[Any], window: NDArray[np.float64], **params: Any) -> NDArray[Any]:
-        """Relative boxes, cut to the window; columns 4 and 5 are label and ignore."""
-        moved = bboxes.copy()
-        moved[:, :4] = (bboxes[:, :4] - np.tile(window[:2], 2)) / np.tile(window[2:] - window[:2], 2)
-        center = (moved[:, :2] + moved[:, 2:4]) / 2
-        moved[:, 5] = np.maximum(moved[:, 5], ~((center > 0) & (center < 1)).all(axis=1))
-        moved[:, :4] = moved[:, :4].clip(0, 1)
-        return moved[(moved[:, 2] > moved[:, 0]) & (moved[:, 3] > moved[:, 1])]
+        return self._warp(mask, window, cv2.INTER_NEAREST, IGNORE)
 
 
 @AUGMENTATIONS.register("ssd")
 def ssd(
-    size: tuple[int, int],
-    mean: tuple[float, float, float],
+    preprocess: Preprocess,
     *,
     crop: float = 0.85,
     expand: float = 0.0,
@@ -128,8 +130,7 @@ def ssd(
     """SSD's augmentation (docs/recipes.md).
 
     Args:
-        size: (H, W) of the output.
-        mean: RGB in 0 ... 1 that fills what lies beyond the image.
+        preprocess: Of the model: size of the output, and the colour beyond the image.
         crop: Share of images that are cropped.
         expand: Share that are shrunk into a larger canvas; the rest are shown whole.
         area: Of the crop, relative to the image.
@@ -152,31 +153,53 @@ def ssd(
         raise ConfigError("augmentation ssd: needs 0 < area <= 1, 0 < ratio, most >= 1 and some covered")
     if not all(0 <= share <= 1 for share in covered):
         raise ConfigError("augmentation ssd: covered must be shares from 0 to 1")
-    fill = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
-    steps = [
-        Window(size, crop=crop, expand=expand, area=area, ratio=ratio, covered=covered, most=most, fill=fill),
-        A.HorizontalFlip(p=flip),
-        A.VerticalFlip(p=vertical_flip),
-        A.ColorJitter(
-            brightness=(0.8, 1.2), contrast=(0.7, 1.3), saturation=(0.7, 1.3), hue=(-0.04, 0.04), p=photometric
-        ),
-    ]
-    return _Pipeline(steps)
+    fill = fill_of(preprocess)
+    window = Window(
+        preprocess.input_size,
+        crop=crop,
+        expand=expand,
+        area=area,
+        ratio=ratio,
+        covered=covered,
+        most=most,
+        fill=fill,
+    )
+    return pipeline(window, flip=flip, vertical_flip=vertical_flip, photometric=photometric)
 
 
 @AUGMENTATIONS.register("none")
-def none(size: tuple[int, int], mean: tuple[float, float, float]) -> Transform:
-    """Stretches the image to ``size`` and changes nothing else."""
-    return functools.partial(stretched, size=size)
+def none(preprocess: Preprocess) -> Transform:
+    """Brings the image to the input size as evaluation does, and changes nothing else."""
+    return functools.partial(_fitted, preprocess=preprocess)
 
 
-def stretched(sample: Sample, seed: int, *, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Arrays]:
-    """`resize` as a transform: nothing is random in it."""
-    return resize(sample, size)
+def _fitted(sample: Sample, seed: int, *, preprocess: Preprocess) -> tuple[NDArray[np.uint8], Arrays]:
+    """A transform in which nothing is random; what of a picture lies beyond the input is cut off."""
+    height, width = preprocess.input_size
+    if preprocess.fit == "pad":
+        sample = Sample(sample.image[:height, :width], _cut(sample.target, (height, width)), sample.image_id)
+    image, frame = fit(sample.image, preprocess)
+    target = resize(sample, frame.used)[1]
+    if "mask" in target:
+        mask = np.full(image.shape[:2], IGNORE, np.uint8)
+        mask[: frame.used[0], : frame.used[1]] = target["mask"]
+        target["mask"] = mask
+    return image, target
+
+
+def _cut(target: Arrays, size: tuple[int, int]) -> Arrays:
+    cut = dict(target)
+    if "boxes" in cut:
+        boxes = cut["boxes"].clip(0, np.tile(size[::-1], 2)).astype(np.float32)
+        kept = (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
+        cut |= {key: cut[key][kept] for key in ("labels", "ignore", "area") if key in cut} | {"boxes": boxes[kept]}
+    if "mask" in cut:
+        cut["mask"] = cut["mask"][: size[0], : size[1]]
+    return cut
 
 
 def resize(sample: Sample, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Arrays]:
-    """Stretches an image with its boxes and mask, as evaluation and prediction do.
+    """Stretches an image with its boxes and mask.
 
     Args:
         sample: The image and its target.
@@ -195,9 +218,56 @@ def resize(sample: Sample, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Ar
     return stretch(sample.image, size), target
 
 
+def fit(image: NDArray[np.uint8], preprocess: Preprocess) -> tuple[NDArray[np.uint8], Frame]:
+    """Brings a picture to the network's input, as its weights want it (`Preprocess.fit`).
+
+    Args:
+        image: uint8 (h, w, 3), RGB.
+        preprocess: Of the model.
+
+    Returns:
+        uint8 of the input size, or larger for a picture that is larger and may not be scaled; and
+        where the picture lies in it.
+    """
+    (height, width), size = preprocess.input_size, (image.shape[0], image.shape[1])
+    if preprocess.fit == "stretch":
+        return stretch(image, (height, width)), Frame(size, (height, width))
+    used = size
+    if preprocess.fit == "letterbox":
+        factor = min(height / size[0], width / size[1])
+        used = (max(1, round(size[0] * factor)), max(1, round(size[1] * factor)))
+        image = stretch(image, used)
+    bottom, right = max(height - used[0], 0), max(width - used[1], 0)
+    if bottom or right:
+        image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=fill_of(preprocess))  # type: ignore[assignment]
+    return image, Frame(size, used)
+
+
+def fill_of(preprocess: Preprocess) -> tuple[int, int, int]:
+    """The colour that is nearest to zero once normalised, uint8 RGB."""
+    red, green, blue = (round(value * 255) for value in preprocess.mean)
+    return red, green, blue
+
+
 def stretch(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Resizes uint8 (h, w, 3) to (H, W, 3), bilinear."""
+    if image.shape[:2] == tuple(size):
+        return image
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)  # type: ignore[return-value]
+
+
+def pipeline(warp: Warp, *, flip: float, vertical_flip: float = 0.0, photometric: float) -> Transform:
+    """A warp, then mirroring and colours.
+
+    Args:
+        warp: Gives the output its size.
+        flip: Share of images mirrored left-right.
+        vertical_flip: Share mirrored top-bottom.
+        photometric: Share whose brightness, contrast, saturation and hue change.
+    """
+    colours = {"brightness": (0.8, 1.2), "contrast": (0.7, 1.3), "saturation": (0.7, 1.3), "hue": (-0.04, 0.04)}
+    steps = [A.HorizontalFlip(p=flip), A.VerticalFlip(p=vertical_flip), A.ColorJitter(**colours, p=photometric)]
+    return _Pipeline([warp, *steps])
 
 
 class _Pipeline:

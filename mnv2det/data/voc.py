@@ -1,4 +1,4 @@
-"""PASCAL VOC detection: one xml per image, 1-based inclusive pixels."""
+"""PASCAL VOC: an xml of boxes in 1-based inclusive pixels, a PNG of class ids, or both per image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from defusedxml import DefusedXmlException
@@ -17,29 +17,40 @@ from tqdm import tqdm
 from mnv2det.config import BadData
 from mnv2det.data.classes import class_list
 from mnv2det.data.dataset import Arrays, BoxTable, Dataset
-from mnv2det.data.images import inside, read_sized
-from mnv2det.errors import DataError, near
+from mnv2det.data.images import inside, read_image, read_sized
+from mnv2det.data.masks import mask_list, read_mask
+from mnv2det.errors import ConfigError, DataError, near
 from mnv2det.registry import DATASETS
-from mnv2det.structures import Sample
+from mnv2det.structures import VOC_MASK_CLASSES, Sample
 
 Row = tuple[list[float], str, bool]
+Need = Literal["required", "optional"]
+UNKNOWN = (0, 0)
 
 
 @DATASETS.register("voc")
 class VOC(Dataset):
-    """Any folder laid out as VOCdevkit: ``JPEGImages``, ``Annotations``, ``ImageSets/Main``.
+    """Any folder laid out as VOCdevkit: ``JPEGImages``, ``ImageSets``, and ``Annotations`` or masks.
 
     Args:
         root: Data folder that no path leaves.
         bad_data: ``stop`` raises on a broken annotation, ``skip`` leaves that box (or, where the
-            xml cannot be read, that image) out and lists it in ``problems``.
+            xml cannot be read or the mask is missing, that image) out and lists it in ``problems``.
         sets: ``YEAR_OR_NAME/LIST`` below ``folder``, such as ``VOC2007/trainval``; several are joined.
         folder: The devkit, below ``root``.
-        names: Class list to hold to; null collects the names found, sorted.
+        names: Class list to hold boxes to; null collects the names found, sorted.
         suffix: Of the image files.
+        boxes: ``required`` reads an xml for every image, ``optional`` where there is one (the
+            others are not annotated with boxes), null none.
+        masks: ``required`` reads a mask for every image, ``optional`` where there is one, null none.
+        mask_folder: Where the masks are: PNGs of class ids, named as the images.
+        lists: Folder of the lists below ``ImageSets``; null is ``Main`` where boxes are required,
+            else ``Segmentation``.
+        mask_names: Classes of the masks in the order of their ids; null is VOC's 21.
 
     Raises:
-        DataError: A list, xml, tag or box is missing or wrong.
+        ConfigError: Neither boxes nor masks are wanted.
+        DataError: A list, xml, tag or box is missing or wrong, or a mask is missing.
     """
 
     def __init__(
@@ -51,35 +62,51 @@ class VOC(Dataset):
         folder: str = "VOCdevkit",
         names: tuple[str, ...] | None = None,
         suffix: str = ".jpg",
+        boxes: Need | None = "required",
+        masks: Need | None = None,
+        mask_folder: str = "SegmentationClass",
+        lists: str | None = None,
+        mask_names: tuple[str, ...] | None = None,
     ) -> None:
+        if boxes is None and masks is None:
+            raise ConfigError("data set voc: boxes and masks are both null: nothing would be read")
         self.problems: list[str] = []
         self._skip = bad_data is BadData.skip
         self.devkit = inside(root, folder, where="data set voc: folder")
-        listed = [entry for item in sets for entry in _read_list(self.devkit, item)]
-        if len(set(listed)) != len(listed):
-            twice = next(stem for (_, stem), times in Counter(listed).items() if times > 1)
-            raise DataError(f"{self.devkit} ({', '.join(sets)}): image '{twice}' is listed twice")
-        homes: dict[str, Path] = {}
-        for home, stem in listed:
-            if homes.setdefault(stem, home) != home:
-                raise DataError(f"{home}: image '{stem}' has the name of one in {homes[stem]}; rename one of them")
-        stems, sizes, counts = [], [], []
+        inside(self.devkit, mask_folder, where="data set voc: mask_folder")
+        where = f"{self.devkit} ({', '.join(sets)})"
+        listed = _read_lists(self.devkit, sets, lists or ("Main" if boxes == "required" else "Segmentation"), where)
+        files, mask_files, sizes, counts = [], [], [], []
         rows: list[Row] = []
-        for home, stem in tqdm(listed, desc="reading VOC xml", unit="file", disable=len(listed) < 2000, leave=False):
-            parsed = self._annotation(home / "Annotations" / f"{stem}.xml")
-            if parsed is None:
+        for home, stem in tqdm(listed, desc="reading VOC", unit="image", disable=len(listed) < 2000, leave=False):
+            xml = home / "Annotations" / f"{stem}.xml"
+            try:
+                mask = _find_mask(home, f"{mask_folder}/{stem}.png", masks)
+                boxed = boxes == "required" or (boxes == "optional" and xml.is_file())
+                size, found = self._annotation(xml) if boxed else (UNKNOWN, [])
+            except DataError as error:
+                self._leave_out(error)
                 continue
-            size, found = parsed
-            stems.append(f"{home.name}/JPEGImages/{stem}{suffix}")
+            files.append(f"{home.name}/JPEGImages/{stem}{suffix}")
+            mask_files.append(mask)
             sizes.append(size)
             counts.append(len(found))
             rows += found
-        where = f"{self.devkit} ({', '.join(sets)})"
-        if not stems:
+        if not files:
             raise DataError(f"{where}: no images left in it")
-        self.classes = {"labels": class_list(sorted({name for _, name, _ in rows}), names, where=where)}
-        self._files, self._sizes = np.array(stems), np.array(sizes, np.int32)
-        self._table = _table(counts, rows, self.classes["labels"])
+        if boxes == "optional" and set(sizes) == {UNKNOWN}:
+            raise DataError(f"{where}: none of {len(files)} images has an xml in Annotations")
+        if masks == "optional" and not any(mask_files):
+            raise DataError(f"{where}: none of {len(files)} images has a mask in {mask_folder}")
+        self.classes = {}
+        if boxes:
+            self.classes["labels"] = class_list(sorted({name for _, name, _ in rows}), names, where=where)
+        if masks:
+            given = VOC_MASK_CLASSES if mask_names is None else mask_names
+            self.classes["mask"] = mask_list(given, None, where=f"{where}: masks")
+        self._files, self._mask_files = np.array(files), np.array(mask_files)
+        self._sizes = np.array(sizes, np.int32)
+        self._table = _table(counts, rows, self.classes.get("labels", []))
 
     def __len__(self) -> int:
         return len(self._files)
@@ -90,30 +117,39 @@ class VOC(Dataset):
 
     def target(self, index: int) -> Arrays:
         """See `Dataset.target`."""
-        return self._table.target(index)
+        return self._table.target(index) if self._sizes[index].any() else {}
 
     def read(self, index: int) -> Sample:
-        """See `Dataset.read`."""
-        height, width = (int(n) for n in self._sizes[index])
-        image = read_sized(self.devkit / str(self._files[index]), (height, width))
-        return Sample(image, self.target(index), self.image_id(index))
+        """See `Dataset.read`.
 
-    def _annotation(self, path: Path) -> tuple[tuple[int, int], list[Row]] | None:
-        try:
-            tree = _parse(path)
-            size = (_number(tree, "size/height", path), _number(tree, "size/width", path))
-            if min(size) < 1 or max(size) > 1e6:
-                raise DataError(f"{path}: size {size[1]:g}x{size[0]:g} is not an image's")
-            rows = []
-            for number, item in enumerate(tree.findall("object"), 1):
-                try:
-                    rows.append(_object(item, number, size, path))
-                except DataError as error:
-                    self._leave_out(error)
-            return (int(size[0]), int(size[1])), rows
-        except DataError as error:
-            self._leave_out(error)
-            return None
+        Raises:
+            DataError: The image or its mask is damaged, they differ in size, or as `read_mask`.
+        """
+        path, target = self.devkit / str(self._files[index]), self.target(index)
+        height, width = (int(n) for n in self._sizes[index])
+        image = read_sized(path, (height, width)) if height else read_image(path)
+        if self._mask_files[index]:
+            mask_path = self.devkit / str(self._mask_files[index])
+            mask = target["mask"] = read_mask(mask_path, len(self.classes["mask"]))
+            if not height and image.shape[:2] != mask.shape == image.shape[1::-1]:
+                image = read_sized(path, (mask.shape[0], mask.shape[1]))  # drawn on the stored pixels, maybe
+            if mask.shape != image.shape[:2]:
+                sizes = [f"{shape[1]}x{shape[0]}" for shape in (mask.shape, image.shape)]
+                raise DataError(f"{mask_path}: the mask is {sizes[0]}, its image {path.name} is {sizes[1]}")
+        return Sample(image, target, self.image_id(index))
+
+    def _annotation(self, path: Path) -> tuple[tuple[int, int], list[Row]]:
+        tree = _parse(path)
+        size = (_number(tree, "size/height", path), _number(tree, "size/width", path))
+        if min(size) < 1 or max(size) > 1e6:
+            raise DataError(f"{path}: size {size[1]:g}x{size[0]:g} is not an image's")
+        rows = []
+        for number, item in enumerate(tree.findall("object"), 1):
+            try:
+                rows.append(_object(item, number, size, path))
+            except DataError as error:
+                self._leave_out(error)
+        return (int(size[0]), int(size[1])), rows
 
     def _leave_out(self, error: DataError) -> None:
         if not self._skip:
@@ -121,20 +157,45 @@ class VOC(Dataset):
         self.problems.append(str(error))
 
 
-def _read_list(devkit: Path, item: str) -> list[tuple[Path, str]]:
+def _read_lists(devkit: Path, sets: Sequence[str], lists: str, where: str) -> list[tuple[Path, str]]:
+    listed = [entry for item in sets for entry in _read_list(devkit, item, lists)]
+    if len(set(listed)) != len(listed):
+        twice = next(stem for (_, stem), times in Counter(listed).items() if times > 1)
+        raise DataError(f"{where}: image '{twice}' is listed twice")
+    homes: dict[str, Path] = {}
+    for home, stem in listed:
+        if homes.setdefault(stem, home) != home:
+            raise DataError(f"{home}: image '{stem}' has the name of one in {homes[stem]}; rename one of them")
+    return listed
+
+
+def _read_list(devkit: Path, item: str, folder: str) -> list[tuple[Path, str]]:
     year, slash, name = item.partition("/")
     if not slash or year in ("", ".") or "/" in name:
         raise DataError(f"data set voc: set '{item}': expected FOLDER/LIST such as VOC2007/trainval")
     home = inside(devkit, year, where=f"data set voc: set '{item}'")
-    path = inside(home, f"ImageSets/Main/{name}.txt", where=f"data set voc: set '{item}'")
+    path = inside(home, f"ImageSets/{folder}/{name}.txt", where=f"data set voc: set '{item}'")
     if not path.is_file():
         lists = [p.stem for p in path.parent.glob("*.txt")] if path.parent.is_dir() else []
-        raise DataError(f"{path}: no such image list{near(name, lists)}")
+        others = sorted(p.parent.name for p in home.glob("ImageSets/*/*.txt") if p.stem == name)
+        hint = f"; ImageSets/{others[0]} has one (argument lists)" if others else near(name, lists)
+        raise DataError(f"{path}: no such image list{hint}")
     # per-class lists carry a second column of 1, 0 and -1
     stems = [line.split()[0] for line in path.read_text("utf-8-sig", errors="replace").splitlines() if line.strip()]
     for stem in stems:
         inside(home, stem, where=str(path))
     return [(home, stem) for stem in stems]
+
+
+def _find_mask(home: Path, relative: str, need: Need | None) -> str:
+    """The mask's path below the devkit; empty where there is none, or none is wanted."""
+    path = home / relative
+    if need and path.is_file():
+        return str(path.relative_to(home.parent))
+    if need != "required":
+        return ""
+    folder, others = relative.split("/")[0], [p.name for p in home.iterdir()]
+    raise DataError(f"{path}: no such mask{'' if folder in others else near(folder, others)}")
 
 
 def _parse(path: Path) -> Any:

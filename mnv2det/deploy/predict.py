@@ -1,4 +1,4 @@
-"""Predicting files and folders: annotated pictures and a COCO-style json."""
+"""Predicting files and folders: annotated pictures, masks and a COCO-style json."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mnv2det.data.images import EXTENSIONS, list_images, read_image
@@ -15,8 +17,8 @@ from mnv2det.deploy.predictor import Predictor, coco_results
 from mnv2det.errors import DataError
 from mnv2det.models.weights.files import write_atomically
 from mnv2det.registry import HEADS
-from mnv2det.report.draw import draw_detections, encode
-from mnv2det.structures import Detections, Scores
+from mnv2det.report.draw import draw_detections, draw_mask, encode, encode_mask
+from mnv2det.structures import Detections, Scores, Segmentation
 
 
 def predict(
@@ -36,7 +38,8 @@ def predict(
     Args:
         source: A run folder or a weight file.
         inputs: Files and folders.
-        output: Folder for ``predictions.json`` and the annotated pictures.
+        output: Folder for ``predictions.json``, the annotated pictures and, from a segmenter,
+            ``masks/``: palette PNGs whose values are class ids.
         threshold: Least score that is drawn and written.
         batch_size: Pictures in one pass.
         pictures: Whether annotated pictures are written.
@@ -53,8 +56,9 @@ def predict(
     files = [path for item in inputs for path in _expand(item)]
     folder = Path(output)
     names = _names(files)
-    own = {path.resolve() for path in files} & {(folder / name).resolve() for name in names}
-    if pictures and own:
+    made = [folder / name for name in names if pictures] + [folder / "masks" / f"{name.stem}.png" for name in names]
+    own = {path.resolve() for path in files} & {path.resolve() for path in made}
+    if own:
         raise DataError(f"--out {output}: would overwrite the picture {sorted(own)[0]}; choose another folder")
     written: dict[str, Any] = {"images": [], "annotations": [], "categories": _categories(predictor)}
     failed: list[str] = []
@@ -66,13 +70,21 @@ def predict(
             for (number, path, image), found in zip(read, predictor.batch([image for *_, image in read]), strict=True):
                 entry = {"id": number, "file_name": str(path), "height": image.shape[0], "width": image.shape[1]}
                 written["images"].append(entry)
-                for task, result in found.items():
+                # masks lie below boxes
+                for task, result in sorted(found.items(), key=lambda item: isinstance(item[1], Detections)):
                     if isinstance(result, Detections):
                         kept = result.scores >= threshold
                         result = Detections(result.boxes[kept], result.scores[kept], result.labels[kept])
                         written["annotations"] += coco_results(result, number)
                         if pictures:
                             image = draw_detections(image, result, predictor.classes[task])
+                    elif isinstance(result, Segmentation):
+                        mask = result.mask.cpu().numpy()
+                        entry["mask"] = f"masks/{names[number - 1].stem}.png"
+                        entry["pixels"] = _shares(mask, predictor.classes[task])
+                        _write(folder / entry["mask"], encode_mask(mask))
+                        if pictures:
+                            image = draw_mask(image, mask, predictor.classes[task])
                     elif isinstance(result, Scores):
                         entry["classes"] = _best_classes(result, predictor.classes[task])
                 if pictures:
@@ -102,17 +114,17 @@ def _expand(item: str) -> list[Path]:
 
 
 def _names(files: Sequence[Path]) -> list[Path]:
-    """Names of the annotated pictures: those of the files, made different where folders share them."""
+    """Names of the annotated pictures: those of the files, with stems made different."""
     taken: set[str] = set()
     names = []
     for path in files:
         suffix = path.suffix.lower() if path.suffix.lower() in EXTENSIONS else ".png"
-        name, number = path.stem + suffix, 1
-        while name in taken:
+        stem, number = path.stem, 1
+        while stem in taken:
             number += 1
-            name = f"{path.stem}_{number}{suffix}"
-        taken.add(name)
-        names.append(Path(name))
+            stem = f"{path.stem}_{number}"
+        taken.add(stem)
+        names.append(Path(stem + suffix))
     return names
 
 
@@ -134,6 +146,12 @@ def _categories(predictor: Predictor) -> list[dict[str, Any]]:
         if HEADS.get(head["name"]).class_key == "labels":
             return [{"id": number, "name": name} for number, name in enumerate(predictor.classes[task], 1)]
     return []
+
+
+def _shares(mask: NDArray[np.uint8], names: Sequence[str]) -> dict[str, float]:
+    """Share of the picture's pixels that each class found there has."""
+    counts = np.bincount(mask.ravel(), minlength=len(names))
+    return {names[label]: round(float(counts[label] / mask.size), 5) for label in np.flatnonzero(counts).tolist()}
 
 
 def _best_classes(result: Scores, names: Sequence[str]) -> list[dict[str, Any]]:

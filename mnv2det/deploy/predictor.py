@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from mnv2det.data.images import read_image
-from mnv2det.data.transforms import stretch
+from mnv2det.data.loader import stack
+from mnv2det.data.transforms import fit
 from mnv2det.errors import DataError
 from mnv2det.models.model import from_file, pick_device, weights_of
 from mnv2det.structures import Result
@@ -60,10 +61,9 @@ class Predictor:
         if not pictures:
             return []
         images = [_load(picture) for picture in pictures]
-        inputs = np.stack([stretch(image, self.model.preprocess.input_size) for image in images])
-        # NHWC bytes seen as NCHW are what channels_last means
-        pixels = torch.from_numpy(inputs).permute(0, 3, 1, 2).to(self.device)
-        found = self.model.predict(pixels, [(image.shape[0], image.shape[1]) for image in images])
+        fitted = [fit(image, self.model.preprocess) for image in images]
+        pixels = stack([torch.from_numpy(image).permute(2, 0, 1) for image, _ in fitted]).to(self.device)
+        found = self.model.predict(pixels, [frame for _, frame in fitted])
         return [{task: results[number] for task, results in found.items()} for number in range(len(images))]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from mnv2det.errors import ConfigError, near
 from mnv2det.evaluation.evaluator import Evaluator
 from mnv2det.models.model import Model, from_config
 from mnv2det.registry import AUGMENTATIONS, BACKBONES, DATASETS, EVALUATORS, HEADS, OPTIMIZERS, SCHEDULES, Registry
+
+# the argument by which a data set is held to a class list
+NAMES = {"labels": "names", "label": "names", "mask": "mask_names"}
 
 
 def check(config: Config) -> None:
@@ -41,13 +45,13 @@ def check(config: Config) -> None:
         raise ConfigError("; ".join(problems))
 
 
-def build_dataset(config: Config, split: str, names: Sequence[str] | None = None) -> Dataset:
+def build_dataset(config: Config, split: str, classes: Mapping[str, Sequence[str]] | None = None) -> Dataset:
     """The ``train`` or ``val`` data set.
 
     Args:
         config: The experiment.
         split: Which.
-        names: Class list to hold to, unless the config states one.
+        classes: Class names by target key to hold to, unless the config states others.
 
     Raises:
         ConfigError: An argument is wrong.
@@ -55,8 +59,10 @@ def build_dataset(config: Config, split: str, names: Sequence[str] | None = None
     """
     part: Component = getattr(config.data, split)
     args = dict(part.args)
-    if args.get("names") is None and names is not None:
-        args["names"] = list(names)
+    known = inspect.signature(DATASETS.get(part.name, place=f"data.{split}")).parameters
+    for key, argument in NAMES.items():
+        if classes and key in classes and argument in known and args.get(argument) is None:
+            args[argument] = list(classes[key])
     dataset: Dataset = DATASETS.build(
         part.name, args, place=f"data.{split}", root=data_root(config), bad_data=config.data.bad_data
     )
@@ -79,6 +85,11 @@ def task_classes(config: Config, dataset: Dataset) -> dict[str, list[str]]:
             )
         found[name] = dataset.classes[key]
     return found
+
+
+def classes_by_key(model: Model) -> dict[str, list[str]]:
+    """A model's class names by target key, as data sets want them."""
+    return {head.class_key: model.classes[task] for task, head in model.heads.items()}  # type: ignore[misc]
 
 
 def hold_to(config: Config, dataset: Dataset, classes: Mapping[str, Sequence[str]]) -> None:
@@ -114,9 +125,7 @@ def build_model(config: Config, classes: Mapping[str, Sequence[str]] | None = No
 def build_augmentation(config: Config, model: Model) -> Transform:
     """The training transform, for the model's input size."""
     part = config.data.augment
-    transform: Transform = AUGMENTATIONS.build(
-        part.name, part.args, model.preprocess.input_size, model.preprocess.mean, place="data.augment"
-    )
+    transform: Transform = AUGMENTATIONS.build(part.name, part.args, model.preprocess, place="data.augment")
     return transform
 
 

@@ -41,6 +41,13 @@ class Processes:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
+    def average(self, tensors: Sequence[torch.Tensor | None]) -> None:
+        """Gives every process the mean of all processes' values, in place."""
+        for tensor in tensors if self.world > 1 else ():
+            if tensor is not None:
+                dist.all_reduce(tensor)
+                tensor /= self.world
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any process."""
         if self.world == 1:

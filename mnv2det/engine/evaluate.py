@@ -14,7 +14,7 @@ from tqdm import tqdm
 from mnv2det.config import Config, load_config
 from mnv2det.data.dataset import Dataset
 from mnv2det.data.loader import eval_loader
-from mnv2det.engine.build import build_dataset, build_evaluators, check, hold_to
+from mnv2det.engine.build import build_dataset, build_evaluators, check, classes_by_key, hold_to
 from mnv2det.engine.dist import Processes, processes
 from mnv2det.errors import ConfigError, DataError, WeightsError
 from mnv2det.evaluation.evaluator import Evaluator
@@ -45,7 +45,7 @@ def evaluate(
     model.eval()
     loader = eval_loader(
         dataset,
-        model.preprocess.input_size,
+        model.preprocess,
         batch_size=config.data.batch_size,
         workers=config.data.workers,
         bad_data=config.data.bad_data,
@@ -53,7 +53,6 @@ def evaluate(
         rank=group.rank,
         world=group.world,
     )
-    index = {dataset.image_id(number): number for number in range(group.rank, len(dataset), group.world)}
     for evaluator in evaluators.values():
         evaluator.records = {}
     skipped = 0
@@ -62,10 +61,11 @@ def evaluate(
         skipped += len(batch.skipped)
         if not batch.image_ids:
             continue
-        results = model.predict(batch.images.to(group.device, non_blocking=True), batch.sizes)
+        images = batch.images.to(group.device, non_blocking=True)
+        results = model.predict(images, batch.frames, scales=config.test.scales, flip=config.test.flip)
         for task, evaluator in evaluators.items():
-            for image_id, result in zip(batch.image_ids, results[task], strict=True):
-                evaluator.update(image_id, result, dataset.target(index[image_id]))
+            for image_id, result, truth in zip(batch.image_ids, results[task], batch.truths, strict=True):
+                evaluator.update(image_id, result, truth)
     model.train(training)
     figures: dict[str, float] = {}
     for task, evaluator in evaluators.items():
@@ -85,12 +85,14 @@ def evaluate_source(
     Args:
         source: A run folder (its config and ``best.safetensors``) or a YAML whose
             ``model.weights`` holds a whole model.
-        overrides: ``key=value`` on the config.
+        overrides: ``key=value`` on the config; ``output_stride``, arguments of heads and, of a run,
+            the input size apply to the weights.
         weights: Another weight file.
         device: As in `processes`.
 
     Returns:
-        ``weights``, ``images``, ``figures`` and ``problems`` (annotations that were left out).
+        ``weights``, ``images``, ``input_size``, ``figures``, ``reports`` (a confusion matrix, say, by task) and
+        ``problems`` (annotations that were left out).
 
     Raises:
         ConfigError, DataError, WeightsError: As loading each of them.
@@ -101,17 +103,33 @@ def evaluate_source(
     chosen = weights or (str(weights_of(run)) if run.is_dir() else config.model.weights)
     if chosen is None:
         raise ConfigError(f"{source}: nothing to evaluate; name a run folder, model.weights=FILE or --weights FILE")
-    model, _ = from_file(chosen)
+    args, size = config.model.backbone.args, config.model.input_size
+    model, _ = from_file(
+        chosen,
+        backbone={key: args[key] for key in ("output_stride",) if key in args},
+        heads={task: part.head.args for task, part in config.tasks.items()},
+        # the config of a run says what it was trained with, or what is to be tried; another YAML may be of any size
+        input_size=(size[0], size[1]) if run.is_dir() else None,
+    )
     if set(model.heads) != set(config.tasks):
         raise WeightsError(f"{chosen}: has heads {sorted(model.heads)}, the config has tasks {sorted(config.tasks)}")
-    dataset = build_dataset(config, "val", next(iter(model.classes.values())))
+    dataset = build_dataset(config, "val", classes_by_key(model))
     hold_to(config, dataset, model.classes)
     with processes(device) as group:
         model = model.to(group.device)
         if config.train.channels_last:
             model = model.to(memory_format=torch.channels_last)
-        figures = evaluate(model, dataset, build_evaluators(config, model.classes), group, config)
-    return {"weights": chosen, "images": len(dataset), "figures": figures, "problems": dataset.problems}
+        evaluators = build_evaluators(config, model.classes)
+        figures = evaluate(model, dataset, evaluators, group, config)
+    reports = {task: report for task, evaluator in evaluators.items() if (report := evaluator.report())}
+    return {
+        "weights": chosen,
+        "images": len(dataset),
+        "input_size": list(model.preprocess.input_size),
+        "figures": figures,
+        "reports": reports,
+        "problems": dataset.problems,
+    }
 
 
 def write_json(path: str | Path, data: Any) -> None:

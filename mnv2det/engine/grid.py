@@ -7,13 +7,13 @@ from pathlib import Path
 
 from mnv2det.config import BadData, load_config
 from mnv2det.data.images import EXTENSIONS
-from mnv2det.engine.build import build_dataset, check
+from mnv2det.engine.build import build_dataset, check, classes_by_key
 from mnv2det.engine.dist import processes
 from mnv2det.errors import ConfigError, DataError
 from mnv2det.models.model import from_file, weights_of
 from mnv2det.models.weights.files import write_atomically
-from mnv2det.report.draw import draw_boxes, draw_detections, encode, grid, title
-from mnv2det.structures import Detections
+from mnv2det.report.draw import draw_boxes, draw_detections, draw_mask, encode, grid, title
+from mnv2det.structures import Detections, Frame, Segmentation
 
 SHOWN_HEIGHT = 256
 
@@ -45,7 +45,7 @@ def prediction_grid(
     """
     import torch
 
-    from mnv2det.data.transforms import resize
+    from mnv2det.data.transforms import fit, resize
 
     run = Path(source)
     if not run.is_dir():
@@ -57,7 +57,9 @@ def prediction_grid(
     check(config)
     with processes(device) as group:
         model = from_file(str(weights_of(run)))[0].to(group.device)
-        dataset = build_dataset(config, "val", next(iter(model.classes.values())))
+        if not {"labels", "mask"} & {head.class_key for head in model.heads.values()}:
+            raise ConfigError(f"{source}: no task of this run finds boxes or masks")
+        dataset = build_dataset(config, "val", classes_by_key(model))
         cells = []
         for index in range(min(count, len(dataset))):
             try:
@@ -66,19 +68,25 @@ def prediction_grid(
                 if config.data.bad_data is BadData.stop:
                     raise
                 continue
-            pixels = torch.from_numpy(resize(sample, model.preprocess.input_size)[0]).permute(2, 0, 1)[None]
+            image, frame = fit(sample.image, model.preprocess)
+            pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
             # shown at one height, be they thumbnails or photographs
             height, width = sample.image.shape[:2]
             shown, truth = resize(sample, (SHOWN_HEIGHT, max(1, round(width * SHOWN_HEIGHT / height))))
-            found = model.predict(pixels.to(group.device), [(shown.shape[0], shown.shape[1])])
-            for task, results in found.items():
-                if isinstance(results[0], Detections):
-                    names = model.classes[task]
-                    drawn = draw_detections(shown, results[0], names, threshold=threshold)
-                    wanted = draw_boxes(shown, truth["boxes"], truth["labels"], names)
-                    cells += [title(drawn, "predicted"), title(wanted, "ground truth")]
-    if not cells:
-        raise ConfigError(f"{source}: no task of this run finds boxes")
+            found = model.predict(pixels.to(group.device), [Frame((shown.shape[0], shown.shape[1]), frame.used)])
+            drawn, wanted = shown, shown
+            # masks lie below boxes
+            for task, results in sorted(found.items(), key=lambda item: isinstance(item[1][0], Detections)):
+                result, names = results[0], model.classes[task]
+                if isinstance(result, Detections):
+                    drawn = draw_detections(drawn, result, names, threshold=threshold)
+                    if "boxes" in truth:
+                        wanted = draw_boxes(wanted, truth["boxes"], truth["labels"], names)
+                elif isinstance(result, Segmentation):
+                    drawn = draw_mask(drawn, result.mask.cpu().numpy(), names)
+                    if "mask" in truth:
+                        wanted = draw_mask(wanted, truth["mask"], names)
+            cells += [title(drawn, "predicted"), title(wanted, "ground truth")]
     data = encode(grid(cells, columns=6), path.suffix)
     write_atomically(path, lambda file: file.write(data))
     return path

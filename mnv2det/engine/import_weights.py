@@ -6,18 +6,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from mnv2det.data.images import list_images, read_image
+from mnv2det.data.transforms import fit
 from mnv2det.errors import ConfigError, WeightsError
 from mnv2det.models.model import Model, assemble
 from mnv2det.models.weights.files import Header, save_weights
 from mnv2det.models.weights.imagenet import convert_tflite, read_labels
 from mnv2det.models.weights.loading import TORCHVISION, convert_torchvision, open_weights
+from mnv2det.models.weights.ncnn import is_ncnn
 from mnv2det.models.weights.reestimate import reestimate
+from mnv2det.models.weights.ssdlite_ncnn import convert_ncnn
 from mnv2det.models.weights.tflite import is_tflite
 
 BATCH = 8
@@ -37,19 +39,20 @@ def import_weights(
     """Converts foreign weights and writes them as one of our files.
 
     Args:
-        source: ``torchvision:NAME``, or a file: a state dict of torchvision's ``mobilenet_v2``
-            or a TFLite classifier, told apart by their first bytes.
+        source: ``torchvision:NAME``, or a file: a state dict of torchvision's ``mobilenet_v2``, a
+            TFLite classifier or Mobile DeepLabv3, or an ncnn SSDLite (its .param, with the .bin
+            beside it), told apart by their first bytes.
         output: The safetensors file; its folder is made if need be.
         labels: Text file with one class name per line.
-        images: For TFLite: a folder of photographs from which batch norm is re-estimated.
-            Without it the file serves inference only.
+        images: For TFLite and ncnn: a folder of photographs from which batch norm is
+            re-estimated. Without it the file serves inference only.
         limit: At most that many of them are used, spread evenly over the sorted list.
         progress: Whether to show a bar.
 
     Returns:
         ``architecture``, ``width``, ``parameters`` and ``classes`` (counts), ``trainable``,
-        ``images`` (how many were used), ``logit_difference`` (the largest that re-estimation made
-        on one of them, None without), ``output`` and ``note`` (for the user, or empty).
+        ``images`` (how many were used), ``difference`` (the largest that re-estimation made to an
+        output on one of them, None without), ``output`` and ``note`` (for the user, or empty).
 
     Raises:
         WeightsError: The source cannot be read or is another network, or the output cannot be
@@ -63,7 +66,9 @@ def import_weights(
         raise ConfigError(f"limit: expected at least 1 image, got {limit}")
     tensors, header, folded = _open(source, labels)
     if images and not folded:
-        raise WeightsError(f"{source}: its batch norm is not folded; images serve to re-estimate that of TFLite files")
+        raise WeightsError(
+            f"{source}: its batch norm is not folded; images serve to re-estimate that of TFLite and ncnn files"
+        )
     used, difference = 0, None
     if header.heads:
         model = _build(tensors, header, source)
@@ -81,7 +86,7 @@ def import_weights(
         "classes": sum(map(len, header.classes.values())),
         "trainable": header.trainable,
         "images": used,
-        "logit_difference": difference,
+        "difference": difference,
         "output": output,
         "note": "" if header.trainable else "for inference only; import with --images FOLDER to make it trainable",
     }
@@ -99,10 +104,12 @@ def _open(source: str, labels: str | None) -> tuple[dict[str, Tensor], Header, b
             raise WeightsError(f"{source}: cannot read the weight file ({error.strerror})") from None
         if is_tflite(start):
             return *convert_tflite(source, labels=labels), True
+        if is_ncnn(start) or (source.endswith(".bin") and Path(source).with_suffix(".param").is_file()):
+            return *convert_ncnn(source, labels=labels), True
         if start[8:9] == b"{":
             raise WeightsError(f"{source}: a safetensors file; if mnv2det wrote it, use it as it is")
         if not start.startswith((ZIP, PICKLE)):
-            raise WeightsError(f"{source}: neither a TFLite file nor one of torch.save")
+            raise WeightsError(f"{source}: neither a TFLite file, an ncnn .param nor a file of torch.save")
         try:
             tensors, header = convert_torchvision(_state_dict(source), where=Path(source).name)
         except (KeyError, IndexError) as error:
@@ -148,15 +155,16 @@ def _choose(folder: str, limit: int) -> list[Path]:
 
 @torch.no_grad()
 def _reestimate(model: Model, header: Header, source: str, paths: list[Path], progress: bool) -> tuple[int, float]:
-    """Number of images used, and the largest logit difference on the first of them."""
+    """Number of images used, and the largest difference it made to an output on the first of them."""
     sample = next(_batches(model, paths[:1], progress=False))
-    before = model(sample)["cls"]["logits"]
+    before = model(sample)
     try:
         used = reestimate(model, _batches(model, paths, progress=progress), header=header)
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from None
     header.provenance["norm_images"] = used
-    return used, float((model(sample)["cls"]["logits"] - before).abs().max())
+    after = model(sample)
+    return used, max(float((after[task][key] - raw[key]).abs().max()) for task, raw in before.items() for key in raw)
 
 
 def _batches(model: Model, paths: list[Path], *, progress: bool) -> Iterator[Tensor]:
@@ -165,6 +173,7 @@ def _batches(model: Model, paths: list[Path], *, progress: bool) -> Iterator[Ten
     with tqdm(total=len(paths), desc="batch norm", unit="image", disable=not progress) as bar:
         for start in range(0, len(paths), BATCH):
             part = paths[start : start + BATCH]
-            pictures = [cv2.resize(read_image(p), (width, height), interpolation=cv2.INTER_LINEAR) for p in part]
-            yield model.normalize(torch.stack([torch.from_numpy(p).permute(2, 0, 1) for p in pictures]))
+            # where pictures may not be scaled, the part of a larger one that the input shows
+            pictures = [fit(read_image(path), model.preprocess)[0][:height, :width] for path in part]
+            yield model.normalize(torch.stack([torch.from_numpy(picture).permute(2, 0, 1) for picture in pictures]))
             bar.update(len(part))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -81,13 +81,16 @@ def exponential(steps: int, *, gamma: float = 0.98, every: int = 1000, staircase
     return lambda now: gamma ** (now // every if staircase else now / every)
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig, steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, steps: int, extra: Sequence[nn.Parameter] = ()
+) -> tuple[torch.optim.Optimizer, LambdaLR]:
     """The optimizer over four groups (backbone or head, decayed or not) and its schedule.
 
     Args:
         model: Has ``heads``; its frozen parameters are left out.
         config: Rates and warm-up.
         steps: Of the whole run.
+        extra: Further parameters, learned at the heads' rate without weight decay.
 
     Raises:
         ConfigError: A component or argument is wrong, or nothing is left to train.
@@ -95,6 +98,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig, steps: int) -> tuple[
     groups = list(_groups(model, config))
     if not groups:
         raise ConfigError("model.freeze: no parameter is left to train")
+    if extra:
+        groups.append({"params": list(extra), "factor": config.head_lr_factor, "bare": True})
     try:
         optimizer = OPTIMIZERS.build(config.optimizer.name, config.optimizer.args, groups, place="optim.optimizer")
     except ValueError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tqdm import tqdm
 from mnv2det.config import Amp, Config, load_config, to_dict, to_yaml
 from mnv2det.data.loader import ResumableSampler, train_loader
 from mnv2det.engine.average import average_of
+from mnv2det.engine.balance import TaskBalance
 from mnv2det.engine.build import (
     build_augmentation,
     build_dataset,
@@ -84,7 +85,7 @@ class _Run:
         torch.manual_seed(config.seed)
         self.data = build_dataset(config, "train")
         self.classes = task_classes(config, self.data)
-        self.val = build_dataset(config, "val", next(iter(self.data.classes.values())))
+        self.val = build_dataset(config, "val", self.data.classes)
         hold_to(config, self.val, self.classes)
         state = load_checkpoint(run / "last.pt") if resume else None
         self.model, notes = self._resumed(state) if state else from_config(config.model, config.tasks, self.classes)
@@ -121,12 +122,21 @@ class _Run:
         )
         self.per_epoch = max(1, sampler.per_epoch // train.accumulate)
         self.total = train.steps or (train.epochs or 0) * self.per_epoch
-        self.optimizer, self.schedule = build_optimizer(self.model, config.optim, self.total)
+        self.balance = self._balance() if train.uncertainty else None
+        extra = list(self.balance.parameters()) if self.balance else []
+        self.optimizer, self.schedule = build_optimizer(self.model, config.optim, self.total, extra)
         self.forward: nn.Module = self.model
         if group.world > 1:
             if train.sync_bn:
                 nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
             self.forward = DistributedDataParallel(self.model)
+
+    def _balance(self) -> TaskBalance:
+        weights = {name: task.weight for name, task in self.config.tasks.items()}
+        if len(weights) < 2 or min(weights.values()) <= 0:
+            raise ConfigError("train.uncertainty: weighs several tasks against each other, each of a weight above 0")
+        heads = self.model.heads.items()
+        return TaskBalance(weights, {name: head.needs for name, head in heads}).to(self.group.device)  # type: ignore[misc]
 
     def go(self, stop: threading.Event) -> dict[str, Any]:
         """Runs from the current step to the last, or to a request to stop."""
@@ -217,8 +227,9 @@ class _Run:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             with torch.autocast(self.group.device.type, _DTYPES[train.amp], enabled=train.amp is not Amp.fp32):
                 raw = self.forward(inputs)
-            weights = {name: task.weight for name, task in config.tasks.items()}
-            losses = self.model.loss(raw, batch.targets, weights)
+            losses = self.model.loss(raw, batch.targets, self._weights())
+            if self.balance is not None:
+                losses["balance"] = self.balance.penalty(batch.targets)
             total = torch.stack(list(losses.values())).sum() / train.accumulate
             self.scaler.scale(total).backward()
             for name, value in losses.items():
@@ -231,8 +242,16 @@ class _Run:
         self._update(summed, ids)
         return summed, images
 
+    def _weights(self) -> Mapping[str, float | Tensor]:
+        if self.balance is not None:
+            return self.balance.weights()
+        return {name: task.weight for name, task in self.config.tasks.items()}
+
     def _update(self, losses: dict[str, Tensor], ids: list[int | str]) -> None:
         limit = self.config.optim.clip_norm or float("inf")
+        if self.balance is not None:
+            # it is no part of the wrapped model
+            self.group.average([parameter.grad for parameter in self.balance.parameters()])
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         finite = all(bool(torch.isfinite(value)) for value in losses.values())
@@ -269,6 +288,8 @@ class _Run:
         rate = self.optimizer.param_groups[-1]["lr"]
         speed = at.step / max(at.seconds, 1e-9) * images * self.group.world
         bar.set_postfix(loss=f"{sum(values.values()):.3f}", lr=f"{rate:.2g}", images_s=f"{speed:.1f}", refresh=False)
+        if self.balance is not None:
+            values |= {f"weight/{task}": round(float(value), 5) for task, value in self.balance.weights().items()}
         self.log.write(kind="train", step=at.step, seconds=round(at.seconds, 2), lr=rate, **values)
 
     def _evaluate(self) -> None:
@@ -312,6 +333,7 @@ class _Run:
             "header": self.model.header().to_json(),
             "progress": dict(vars(self.at)),
             "model": self.model.state_dict(),
+            "balance": self.balance.state_dict() if self.balance is not None else None,
             "average": self.average.state_dict() if self.average is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -345,6 +367,8 @@ class _Run:
             self.model.load_state_dict(state["model"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
+            if self.balance is not None:
+                self.balance.load_state_dict(state["balance"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
             self.scaler.load_state_dict(state["scaler"])

@@ -1,5 +1,5 @@
 """Evaluators; importing this registers them."""
 
-from mnv2det.evaluation import coco, voc
+from mnv2det.evaluation import coco, miou, voc
 
-__all__ = ["coco", "voc"]
+__all__ = ["coco", "miou", "voc"]

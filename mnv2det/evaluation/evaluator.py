@@ -44,3 +44,7 @@ class Evaluator(ABC):
     @abstractmethod
     def compute(self) -> dict[str, float]:
         """Figures from 0 to 1 by name (``AP``, ``AP50`` ..., per class as ``AP/name``); -1 = undefined."""
+
+    def report(self) -> dict[str, Any]:
+        """What stands beside the figures in a json, as plain data (a confusion matrix, say); nothing by default."""
+        return {}

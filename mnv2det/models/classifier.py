@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mnv2det.errors import ConfigError
-from mnv2det.models.head import Head
+from mnv2det.models.head import ClassRows, Head
 from mnv2det.models.layers import init_weights
 from mnv2det.registry import HEADS
 from mnv2det.structures import FeatureInfo, Frame, Scores, Target
@@ -63,3 +63,7 @@ class Classifier(Head):
     def decode(self, raw: Mapping[str, Tensor], frames: Sequence[Frame]) -> list[Scores]:
         """Returns the softmax of each image."""
         return [Scores(probabilities) for probabilities in raw["logits"].float().softmax(dim=1)]
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        """See `Head`."""
+        return {"linear.weight": ClassRows(), "linear.bias": ClassRows()}

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from mnv2det.structures import Frame, Result, Target
+
+
+class ClassRows(NamedTuple):
+    """How the first axis of a parameter is made up: ``groups`` times (private rows, then one per class)."""
+
+    groups: int = 1
+    private: int = 0
 
 
 class Head(nn.Module, ABC):
@@ -21,11 +28,14 @@ class Head(nn.Module, ABC):
         taps: Backbone features it reads.
         needs: Target keys it learns from; an image without them adds nothing to its loss.
         class_key: Target key whose class names count its classes: ``labels``, ``mask`` or ``label``.
+        structure: Arguments that must agree with weights for these to mean the same; training from
+            a file takes them from there.
     """
 
     taps: tuple[str, ...]
     needs: ClassVar[tuple[str, ...]]
     class_key: ClassVar[str]
+    structure: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -43,3 +53,15 @@ class Head(nn.Module, ABC):
             raw: From `forward`.
             frames: Where each image lies in the input, and its original size.
         """
+
+    @abstractmethod
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Parameters whose first axis runs over classes, by name; with another class list only these restart."""
+
+
+class Dense(Head):
+    """A head that scores every pixel, so that its scores can be averaged over scales and windows."""
+
+    @abstractmethod
+    def scores(self, raw: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
+        """Class probabilities, float32 (B, K, H, W), at the ``size`` (H, W) asked for."""

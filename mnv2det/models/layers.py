@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mnv2det.models.depthwise import learn_depthwise, learns_in_bf16
+
 Padding = Literal["symmetric", "same"]
+Activation = Literal["relu6", "relu", "none"]
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
@@ -47,7 +50,6 @@ class Conv(nn.Conv2d):
     ) -> None:
         reach = dilation * (kernel - 1)
         self.pads_by_size = pad == "same" and stride > 1 and kernel > 1
-        self.spreads = (kernel, stride, dilation) == (3, 2, 1)  # what _StridedDepthwise can do
         super().__init__(
             inputs,
             outputs,
@@ -71,58 +73,11 @@ class Conv(nn.Conv2d):
             down = max((-(-height // step) - 1) * step + reach + 1 - height, 0)
             right = max((-(-width // step) - 1) * step + reach + 1 - width, 0)
             input = F.pad(input, (right // 2, right - right // 2, down // 2, down - down // 2))
-        if self.groups == self.in_channels > 1 and _learns_in_bf16(input, weight):
-            smallest = min(input.shape[-2:])
-            if smallest < 3:
-                # where a window hangs out of the map, oneDNN leaves bfloat16 weight gradients uninitialised
-                with torch.autocast("cpu", enabled=False):
-                    return self._conv_forward(input.float(), weight, bias)
-            if self.spreads and smallest >= 8 and bias is None:
-                return _StridedDepthwise.apply(input, weight.to(torch.bfloat16), self.padding[0])
+        if self.groups == self.in_channels > 1 and self.kernel_size == (3, 3) and learns_in_bf16(input, weight):
+            # any padding by size was just done
+            padding = 0 if self.pads_by_size else self.dilation[0]
+            return learn_depthwise(input, weight, bias, self.stride[0], padding, self.dilation[0])
         return self._conv_forward(input, weight, bias)
-
-
-def _learns_in_bf16(input: Tensor, weight: Tensor) -> bool:
-    """Whether gradients will be computed in bfloat16 on the CPU."""
-    return (
-        input.device.type == "cpu"
-        and torch.is_grad_enabled()
-        and torch.is_autocast_enabled("cpu")
-        and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        and (input.requires_grad or weight.requires_grad)
-    )
-
-
-class _StridedDepthwise(torch.autograd.Function):
-    """A stride-2 depthwise 3x3 whose gradient is a stride-1 one over the gradient spread by zeros.
-
-    The same figures as torch's, five times sooner (benchmarks/strided_depthwise.py): oneDNN has no
-    fast kernel for the input gradient in bfloat16, and this step was a quarter of the training time.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, padding: int) -> Tensor:
-        input = input.to(torch.bfloat16)
-        ctx.save_for_backward(input, weight)
-        ctx.padding = padding
-        return F.conv2d(input, weight, stride=2, padding=padding, groups=weight.shape[0])
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        input, weight = ctx.saved_tensors
-        padding, groups = ctx.padding, weight.shape[0]
-        back = None
-        if ctx.needs_input_grad[0]:
-            height, width = input.shape[-2] + 2 * padding - 2, input.shape[-1] + 2 * padding - 2
-            shape = (grad.shape[0], groups, height, width)
-            spread = torch.empty(shape, dtype=grad.dtype, memory_format=torch.channels_last).zero_()
-            spread[..., ::2, ::2] = grad
-            back = F.conv2d(spread, weight.flip(2, 3), padding=2 - padding, groups=groups)
-        _, weight_grad, _ = torch.ops.aten.convolution_backward(
-            grad, input, weight, None, [2, 2], [padding] * 2, [1, 1], False, [0, 0], groups, [False, True, False]
-        )
-        return back, weight_grad, None
 
 
 class Norm(nn.BatchNorm2d):
@@ -139,7 +94,7 @@ class Norm(nn.BatchNorm2d):
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution, batch norm and, unless ``linear``, ReLU6.
+    """Convolution, batch norm and activation: ReLU6 as in the paper, ReLU, or none (linear).
 
     Attributes:
         fold: Whether evaluation may compute norm and convolution as one.
@@ -157,16 +112,16 @@ class ConvNorm(nn.Sequential):
         dilation: int = 1,
         groups: int = 1,
         pad: Padding = "symmetric",
-        linear: bool = False,
+        act: Activation = "relu6",
         eps: float = 1e-3,
         momentum: float = 0.03,
     ) -> None:
         super().__init__()
-        self.linear = linear
+        self.high = {"relu6": 6.0, "relu": float("inf"), "none": None}[act]
         self.conv = Conv(inputs, outputs, kernel, stride=stride, dilation=dilation, groups=groups, pad=pad)
         self.norm = Norm(outputs, eps=eps, momentum=momentum)
-        if not linear:
-            self.act = nn.ReLU6(inplace=True)
+        if act != "none":
+            self.act = nn.ReLU6(inplace=True) if act == "relu6" else nn.ReLU(inplace=True)
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps (B, inputs, H, W) to (B, outputs, ceil(H / stride), ceil(W / stride)).
@@ -182,7 +137,7 @@ class ConvNorm(nn.Sequential):
         scale = self.norm.weight * (variance + self.norm.eps).rsqrt()
         shift = self.norm.bias - mean * scale
         output = self.conv.convolve(input, self.conv.weight * scale[:, None, None, None], shift)
-        return output if self.linear else F.hardtanh_(output, 0.0, 6.0)
+        return output if self.high is None else output.clamp_(0.0, self.high)
 
 
 class InvertedResidual(nn.Module):
@@ -212,7 +167,7 @@ class InvertedResidual(nn.Module):
         self.depthwise = ConvNorm(
             hidden, hidden, 3, stride=stride, dilation=dilation, groups=hidden, pad=pad, eps=eps, momentum=momentum
         )
-        self.project = ConvNorm(hidden, outputs, linear=True, eps=eps, momentum=momentum)
+        self.project = ConvNorm(hidden, outputs, act="none", eps=eps, momentum=momentum)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, inputs, H, W) to (B, outputs, ceil(H / stride), ceil(W / stride))."""

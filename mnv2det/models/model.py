@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 from mnv2det.config import ModelConfig, TaskConfig
 from mnv2det.errors import ConfigError, WeightsError, near
 from mnv2det.models.backbone import Backbone
-from mnv2det.models.head import Head
-from mnv2det.models.weights.files import Header, read_weights
+from mnv2det.models.head import Dense, Head
+from mnv2det.models.weights.files import Header, plain, read_weights
+from mnv2det.models.windows import segment
 from mnv2det.registry import BACKBONES, HEADS
-from mnv2det.structures import Preprocess, Result, Target
+from mnv2det.structures import Frame, Preprocess, Result, Target
 
 
 class Model(nn.Module):
@@ -68,7 +70,7 @@ class Model(nn.Module):
         return {name: head(features) for name, head in self.heads.items()}
 
     def loss(
-        self, raw: Mapping[str, Mapping[str, Tensor]], targets: Sequence[Target], weights: Mapping[str, float]
+        self, raw: Mapping[str, Mapping[str, Tensor]], targets: Sequence[Target], weights: Mapping[str, float | Tensor]
     ) -> dict[str, Tensor]:
         """Every head's losses as ``task/name``, each times its task's weight; their sum is the loss."""
         return {
@@ -78,15 +80,37 @@ class Model(nn.Module):
         }
 
     @torch.no_grad()
-    def predict(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> dict[str, list[Result]]:
+    def predict(
+        self, images: Tensor, frames: Sequence[Frame], *, scales: Sequence[float] = (1.0,), flip: bool = False
+    ) -> dict[str, list[Result]]:
         """Results of every task from uint8 input.
 
         Args:
-            images: uint8 (B, 3, H, W), RGB, already of the input size.
-            sizes: (H, W) of the original images, in whose pixels results are given.
+            images: uint8 (B, 3, H, W), RGB, brought to the input size as ``preprocess.fit`` says.
+            frames: Where each picture lies in it; results are given in the pictures' own pixels.
+            scales: Segmentation averages its probabilities over the input at these scales.
+            flip: Whether it also looks at every scale mirrored.
         """
-        raw = self(self.normalize(images))
-        return {task: head.decode(raw[task], sizes) for task, head in self.heads.items()}  # type: ignore[operator]
+        if self.preprocess.fit == "pad" and len(images) > 1 and tuple(images.shape[-2:]) != self.preprocess.input_size:
+            # by itself, so that what is found in a picture does not depend on its neighbours
+            each = [
+                self.predict(images[i : i + 1], frames[i : i + 1], scales=scales, flip=flip) for i in range(len(images))
+            ]
+            return {task: [result for one in each for result in one[task]] for task in self.heads}
+        larger = False
+        if self.preprocess.fit == "pad":
+            height, width = map(max, self.preprocess.input_size, frames[0].used)
+            images, larger = images[..., :height, :width], (height, width) != self.preprocess.input_size
+        inputs = self.normalize(images)
+        plain = tuple(scales) == (1.0,) and not flip and not larger
+        found: dict[str, list[Result]] = {}
+        if plain or not all(isinstance(head, Dense) for head in self.heads.values()):
+            raw = self(inputs)
+            found = {task: head.decode(raw[task], frames) for task, head in self.heads.items()}  # type: ignore[operator]
+        if not plain:
+            dense = {task: head for task, head in self.heads.items() if isinstance(head, Dense)}
+            found |= segment(self, dense, inputs, frames, scales=scales, flip=flip)
+        return {task: found[task] for task in self.heads}
 
     def freeze(self, upto: str) -> None:
         """Fixes weights and batch-norm statistics of the backbone's layers up to ``upto``.
@@ -195,7 +219,8 @@ def from_config(
     """Builds what a config describes, with its initial weights.
 
     Padding, batch-norm epsilon and width come from the weights' file; the config may repeat them
-    but not contradict them. Mean and std come from it too, unless the config states others.
+    but not contradict them. Mean, std and the structure of a head that the file has too come from
+    it, unless the config states others.
 
     Returns:
         The model, and lines to log on what was loaded and what was left out.
@@ -204,11 +229,11 @@ def from_config(
         ConfigError: A component or argument is wrong, or contradicts the weights.
         WeightsError: The weights cannot be read or do not fit.
     """
-    from mnv2det.models.weights.loading import load_into, open_weights
+    from mnv2det.models.weights.loading import head_source, load_into, open_weights
 
     tensors, header = open_weights(model.weights) if model.weights else ({}, None)
-    backbone = {"name": model.backbone.name, "args": dict(model.backbone.args)}
-    mean, std = model.mean, model.std
+    backbone: dict[str, Any] = {"name": model.backbone.name, "args": dict(model.backbone.args)}
+    mean, std, fit = model.mean, model.std, model.fit.value if model.fit else None
     if header is not None:
         if not header.trainable:
             raise WeightsError(
@@ -217,12 +242,22 @@ def from_config(
             )
         backbone["args"] = _agree(model, header)
         mean, std = mean or list(header.preprocess.mean), std or list(header.preprocess.std)
+        fit = fit or header.preprocess.fit
     preprocess = Preprocess(
         (model.input_size[0], model.input_size[1]),
         tuple(mean or Preprocess.mean),  # type: ignore[arg-type]
         tuple(std or Preprocess.std),  # type: ignore[arg-type]
+        fit or Preprocess.fit,  # type: ignore[arg-type]
     )
-    heads = {task: {"name": part.head.name, "args": dict(part.head.args)} for task, part in tasks.items()}
+    heads = {}
+    for task, part in tasks.items():
+        source = head_source(task, part.head.name, header)
+        theirs = header.heads[source]["args"] if header and source else {}
+        kind = HEADS.get(part.head.name, place=f"tasks.{task}.head")
+        inherited = {key: theirs[key] for key in kind.structure if key in theirs}
+        heads[task] = {"name": part.head.name, "args": {**inherited, **part.head.args}}
+        if source and header and "output_stride" in header.backbone["args"]:
+            backbone["args"].setdefault("output_stride", header.backbone["args"]["output_stride"])
     built = assemble(backbone, heads, classes=classes, preprocess=preprocess)
     notes = load_into(built, tensors, header, where=str(model.weights)) if header is not None else []
     if model.freeze:
@@ -232,21 +267,56 @@ def from_config(
     return built, notes
 
 
-def from_file(path: str) -> tuple[Model, Header]:
+def from_file(
+    path: str,
+    *,
+    backbone: Mapping[str, Any] | None = None,
+    heads: Mapping[str, Mapping[str, Any]] | None = None,
+    input_size: tuple[int, int] | None = None,
+) -> tuple[Model, Header]:
     """Rebuilds the model of one of our weight files, ready to predict.
 
+    Args:
+        path: The file.
+        backbone: Arguments that the same weights allow to differ: ``output_stride``.
+        heads: By task, arguments to use instead of the file's (thresholds, say).
+        input_size: (H, W) instead of the file's.
+
     Raises:
+        ConfigError: An argument contradicts the weights.
         WeightsError: The file cannot be read, or its tensors do not fit its own header.
     """
     tensors, header = read_weights(path)
     if not header.heads:
         raise WeightsError(f"{path}: holds a backbone but no head; use it as model.weights to train from")
     try:
-        model = assemble(header.backbone, header.heads, classes=header.classes, preprocess=header.preprocess)
+        trunk = {"name": header.backbone["name"], "args": {**header.backbone["args"], **(backbone or {})}}
+        parts = {
+            task: {"name": head["name"], "args": {**head["args"], **_allowed(path, task, head, heads)}}
+            for task, head in header.heads.items()
+        }
+        preprocess = dataclasses.replace(header.preprocess, input_size=input_size or header.preprocess.input_size)
+        model = assemble(trunk, parts, classes=header.classes, preprocess=preprocess)
         model.load_state_dict(tensors)
     except (ConfigError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        if heads and isinstance(error, ConfigError):
+            raise
         raise WeightsError(f"{path}: header and tensors disagree: {' '.join(str(error).split())[:300]}") from None
     return model.eval(), header
+
+
+def _allowed(
+    path: str, task: str, head: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]] | None
+) -> Mapping[str, Any]:
+    """The arguments given for a head, which must not be others than the weights' in its structure."""
+    args = (given or {}).get(task, {})
+    for key in HEADS.get(head["name"], place=f"tasks.{task}.head").structure:
+        if key in args and key in head["args"] and plain(args[key]) != plain(head["args"][key]):
+            raise ConfigError(
+                f"tasks.{task}.head.args.{key}: {plain(args[key])}, but {path} has {plain(head['args'][key])};"
+                " leave it out to take the weights'"
+            )
+    return args
 
 
 def _agree(model: ModelConfig, header: Header) -> dict[str, Any]:

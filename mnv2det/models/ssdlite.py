@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mnv2det.errors import ConfigError
-from mnv2det.models.head import Head
+from mnv2det.models.head import ClassRows, Head
 from mnv2det.models.layers import Conv, ConvNorm, Padding, init_weights
 from mnv2det.ops.anchors import level_shapes, make_anchors
 from mnv2det.ops.boxes import decode, encode
@@ -38,6 +38,8 @@ class SSDLite(Head):
         max_scale: Anchor scale of the coarsest.
         ratios: Anchor aspect ratios.
         lowest: (scale, ratio) of the finest level's anchors; null treats it as the others.
+        anchors: (scale, ratio) of all anchors, level by level, in place of the four arguments
+            before; null makes them from those.
         score: ``sigmoid`` as published, or ``softmax``.
         match_iou: Least IoU of anchor and box.
         negatives: Hard negatives per matched anchor.
@@ -59,6 +61,10 @@ class SSDLite(Head):
 
     needs: ClassVar[tuple[str, ...]] = ("boxes", "labels")
     class_key: ClassVar[str] = "labels"
+    structure: ClassVar[tuple[str, ...]] = (
+        "taps", "extras", "lite", "padding", "min_scale", "max_scale", "ratios", "lowest", "anchors", "score",
+        "norm_eps",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -73,6 +79,7 @@ class SSDLite(Head):
         max_scale: float = 0.95,
         ratios: tuple[float, ...] = (1.0, 2.0, 0.5, 3.0, 1 / 3),
         lowest: tuple[tuple[float, float], ...] | None = ((0.1, 1.0), (0.2, 2.0), (0.2, 0.5)),
+        anchors: tuple[tuple[tuple[float, float], ...], ...] | None = None,
         score: Literal["sigmoid", "softmax"] = "sigmoid",
         match_iou: float = 0.5,
         negatives: float = 3.0,
@@ -88,13 +95,13 @@ class SSDLite(Head):
         max_detections: int = 100,
     ) -> None:
         super().__init__()
-        _check(taps, extras, min_scale, max_scale, ratios, lowest)
+        _check(taps, extras, min_scale, max_scale, ratios, lowest, anchors)
         self.taps = ("image", *taps)
-        self.classes, self.softmax = classes, score == "softmax"
+        self.classes, self.softmax, self.lite = classes, score == "softmax", lite
         self.match_iou, self.negatives, self.min_negatives = match_iou, negatives, min_negatives
         self.box_weight, self.box_beta = box_weight, box_beta
         self.score_threshold, self.nms_iou, self.max_detections = score_threshold, nms_iou, max_detections
-        self.shapes = level_shapes(
+        self.shapes = anchors or level_shapes(
             len(taps) + len(extras), min_scale=min_scale, max_scale=max_scale, ratios=ratios, lowest=lowest
         )
 
@@ -216,6 +223,15 @@ class SSDLite(Head):
             results.append(Detections(found, best, labels))
         return results
 
+    def class_rows(self) -> dict[str, ClassRows]:
+        """See `Head`; the private row is the background's."""
+        last = [f"class_predictors.{n}.1" if self.lite else f"class_predictors.{n}" for n in range(len(self.shapes))]
+        return {
+            f"{name}.{part}": ClassRows(len(shapes), 1)
+            for name, shapes in zip(last, self.shapes, strict=True)
+            for part in ("weight", "bias")
+        }
+
     def _flatten(self, maps: Tensor, values: int) -> Tensor:
         return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, values)
 
@@ -260,6 +276,7 @@ def _check(
     max_scale: float,
     ratios: Sequence[float],
     lowest: Sequence[tuple[float, float]] | None,
+    anchors: Sequence[Sequence[tuple[float, float]]] | None,
 ) -> None:
     if not taps or any(width < 2 for width in extras):
         raise ConfigError("ssdlite: needs at least one tap, and extras of at least 2 channels")
@@ -267,3 +284,9 @@ def _check(
         raise ConfigError("ssdlite: needs 0 < min_scale <= max_scale and positive ratios")
     if lowest is not None and (not lowest or min(min(shape) for shape in lowest) <= 0):
         raise ConfigError("ssdlite: lowest needs (scale, ratio) pairs of positive numbers, or null")
+    levels = len(taps) + len(extras)
+    if anchors is not None and len(anchors) != levels:
+        raise ConfigError(f"ssdlite: anchors are given for {len(anchors)} levels, but taps and extras make {levels}")
+    for number, level in enumerate(anchors or ()):
+        if not level or min(min(shape) for shape in level) <= 0:
+            raise ConfigError(f"ssdlite: anchors[{number}] needs (scale, ratio) pairs of positive numbers")

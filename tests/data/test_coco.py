@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pycocotools.coco
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,9 @@ from pycocotools import mask as rle
 
 from mnv2det.config import BadData
 from mnv2det.data.coco import COCO
-from mnv2det.errors import DataError
+from mnv2det.errors import ConfigError, DataError
+from mnv2det.structures import VOC_MASK_CLASSES
+from mnv2det.testing import assert_dataset
 
 JSON = "instances.json"
 
@@ -43,8 +46,8 @@ def write(
     (folder / JSON).write_text(json.dumps(data), "utf-8")
 
 
-def load(folder: Path, *, bad_data: BadData = BadData.stop, names: tuple[str, ...] | None = None) -> COCO:
-    return COCO(root=folder, bad_data=bad_data, annotations=JSON, images="images", names=names)
+def load(folder: Path, *, bad_data: BadData = BadData.stop, **arguments: Any) -> COCO:
+    return COCO(root=folder, bad_data=bad_data, annotations=JSON, images="images", **arguments)
 
 
 def message(folder: Path, **arguments: Any) -> str:
@@ -354,6 +357,152 @@ def test_missing_picture_is_named(tmp_path: Path):
     assert str(error.value) == f"{tmp_path}/images/1.png: cannot read the image (No such file or directory)"
 
 
+# masks
+
+
+def square(x: int, y: int, side: int, identifier: int = 1, **other: Any) -> dict[str, Any]:
+    """An annotation whose polygon is a square."""
+    polygon = [x, y, x + side, y, x + side, y + side, x, y + side]
+    return annotation(identifier, **{"bbox": [x, y, side, side], "segmentation": [polygon], **other})
+
+
+def mask_of(folder: Path, index: int = 0, **arguments: Any) -> np.ndarray:
+    save_picture(folder, f"{index + 1}.png", (40, 60))
+    return load(folder, **arguments).read(index).target["mask"]
+
+
+def test_mask_holds_categories_by_name_and_background_first(tmp_path: Path):
+    entries = [square(0, 0, 10, category_id=90), square(20, 20, 5, 2, category_id=3)]
+    write(tmp_path, entries, categories=[category(90, "last"), category(3, "first")])
+    expected = np.zeros((40, 60), np.uint8)
+    expected[:10, :10], expected[20:25, 20:25] = 2, 1
+    assert_array_equal(mask_of(tmp_path, masks="coco"), expected)
+    data = load(tmp_path, masks="coco")
+    assert data.classes == {"labels": ["first", "last"], "mask": ["background", "first", "last"]}
+    assert_dataset(data)
+
+
+def test_vocs_masks_rename_and_leave_out(tmp_path: Path):
+    names = ["couch", "dog", "spoon"]
+    entries = [square(20 * n, 0, 10, n, category_id=n + 1) for n in range(3)]
+    write(tmp_path, entries, categories=[category(n, name) for n, name in enumerate(names, 1)])
+    mask = mask_of(tmp_path, masks="voc")
+    data = load(tmp_path, masks="voc")
+    assert data.classes == {"labels": names, "mask": list(VOC_MASK_CLASSES)}
+    assert [VOC_MASK_CLASSES[mask[5, x]] for x in (5, 25, 45)] == ["sofa", "dog", "background"]
+    assert len(data.target(0)["boxes"]) == 3
+
+
+def test_vocs_masks_of_other_categories_need_no_segmentation(tmp_path: Path):
+    write(tmp_path, [annotation(1, category_id=2), square(0, 0, 10)], categories=[category(1), category(2, "spoon")])
+    assert (mask_of(tmp_path, masks="voc") > 0).sum() == 100
+
+
+def test_every_category_that_voc_calls_otherwise_is_mapped(tmp_path: Path):
+    # COCO's own names of VOC's 20
+    names = (
+        "person bicycle car motorcycle airplane bus train boat bird cat dog horse sheep cow bottle chair couch"
+        " potted_plant dining_table tv"
+    )
+    called = [name.replace("_", " ") for name in names.split()]
+    entries = [square(n, 0, 1, n, category_id=n + 1) for n in range(20)]
+    write(tmp_path, entries, categories=[category(n, name) for n, name in enumerate(called, 1)])
+    mask = mask_of(tmp_path, masks="voc")
+    assert sorted(mask[0, :20].tolist()) == list(range(1, 21))
+    assert [VOC_MASK_CLASSES[mask[0, n]] for n in (0, 3, 4, 17, 18, 19)] == [
+        *("person", "motorbike", "aeroplane", "pottedplant", "diningtable", "tvmonitor")
+    ]
+
+
+def test_vocs_masks_of_nothing_voc_knows(tmp_path: Path):
+    write(tmp_path, [], categories=[category(1, "aeroplan")])
+    expected = "masks: no category is one of VOC's 20 classes; did you mean 'aeroplane'?"
+    assert message(tmp_path, masks="voc") == expected
+
+
+def test_given_mask_names_set_the_ids(tmp_path: Path):
+    write(tmp_path, [square(0, 0, 10)])
+    names = ("background", "dog", "cat")
+    assert mask_of(tmp_path, masks="coco", mask_names=names)[0, 0] == 2
+    assert load(tmp_path, masks="coco", mask_names=names).classes == {"labels": ["cat"], "mask": list(names)}
+
+
+def test_given_mask_names_must_have_all_and_background_first(tmp_path: Path):
+    write(tmp_path, [square(0, 0, 10)])
+    expected = "masks: class 'cat' is not among the 2 expected; did you mean 'cats'?"
+    assert message(tmp_path, masks="coco", mask_names=("background", "cats")) == expected
+    expected = "masks: the first class must be 'background', got 'cat'"
+    assert message(tmp_path, masks="coco", mask_names=("cat", "background")) == expected
+
+
+def test_small_object_lies_on_the_large_one_and_on_the_crowd(tmp_path: Path):
+    crowd = {"size": [40, 60], "counts": [0, 1200, 1200]}  # the left half
+    entries = [square(5, 5, 10, 1), square(0, 0, 20, 2, category_id=2)]
+    entries.append(annotation(3, category_id=2, iscrowd=1, segmentation=crowd, bbox=[0, 0, 30, 40]))
+    write(tmp_path, entries, categories=[category(1, "a"), category(2, "b")])
+    expected = np.zeros((40, 60), np.uint8)
+    expected[:, :30], expected[:20, :20], expected[5:15, 5:15] = 255, 2, 1
+    assert_array_equal(mask_of(tmp_path, masks="coco"), expected)
+
+
+def test_image_without_annotations_is_background(tmp_path: Path):
+    write(tmp_path, [square(0, 0, 10)], images=[image(1), image(2)])
+    assert not mask_of(tmp_path, 1, masks="coco").any()
+
+
+def test_no_masks_unless_asked_for(tmp_path: Path):
+    write(tmp_path, [annotation(segmentation=[[1, 2]])])
+    save_picture(tmp_path, "1.png", (40, 60))
+    assert "mask" not in load(tmp_path).read(0).target
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "expected"),
+    [
+        (None, "annotation 1 (image 1): no segmentation, but masks are wanted"),
+        ([], "annotation 1 (image 1): no segmentation, but masks are wanted"),
+        ([[1, 2, 3, 4]], "annotation 1: segmentation: not polygons or a run-length mask (a polygon of 4 numbers;"),
+        (
+            {"size": [40, 60], "counts": [7]},
+            "annotation 1: segmentation: not polygons or a run-length mask (its counts",
+        ),
+    ],
+)
+def test_segmentation_missing_or_broken(tmp_path: Path, segmentation: Any, expected: str):
+    write(tmp_path, [annotation(segmentation=segmentation), square(0, 0, 5, 2)])
+    assert message(tmp_path, masks="coco").startswith(expected)
+    data = load(tmp_path, masks="coco", bad_data=BadData.skip)
+    assert len(data.problems) == 1
+    assert data.problems[0].startswith(f"{tmp_path / JSON}: {expected}")
+    assert_array_equal(data.target(0)["boxes"], [[0, 0, 5, 5]])
+    assert (mask_of(tmp_path, masks="coco", bad_data=BadData.skip) == 1).sum() == 25
+
+
+def test_images_with_too_little_to_learn_from_are_left_out(tmp_path: Path):
+    spoon, crowd = {"category_id": 2}, {"iscrowd": 1}
+    entries = [square(0, 0, 10, 1, image_id=1), square(20, 0, 10, 2, image_id=1)]  # 200 pixels together
+    entries += [square(0, 0, 30, 3, image_id=2, **spoon), square(0, 0, 14, 4, image_id=3)]  # none, 196
+    entries += [square(0, 0, 30, 5, image_id=4, **crowd), square(0, 0, 15, 6, image_id=5)]  # none, 225
+    write(tmp_path, entries, [image(n) for n in range(1, 6)], [category(1, "cat"), category(2, "spoon")])
+    data = load(tmp_path, masks="voc", least_pixels=200)
+    assert [data.image_id(index) for index in range(len(data))] == [1, 5]
+    assert [len(data.target(index)["boxes"]) for index in range(2)] == [2, 1]
+    for index, (number, pixels) in enumerate([(1, 200), (5, 225)]):
+        save_picture(tmp_path, f"{number}.png", (40, 60))
+        assert (data.read(index).target["mask"] == VOC_MASK_CLASSES.index("cat")).sum() == pixels
+    kept = [len(load(tmp_path, masks="coco", least_pixels=least)) for least in (0, 1, 201, 900)]
+    assert kept == [5, 4, 2, 1]
+    expected = "no image has 226 pixels of a mask's class, at most 225"
+    assert message(tmp_path, masks="voc", least_pixels=226) == expected
+
+
+@pytest.mark.parametrize("arguments", [{"least_pixels": -1, "masks": "voc"}, {"least_pixels": 5}])
+def test_least_pixels_need_masks(tmp_path: Path, arguments: dict[str, Any]):
+    write(tmp_path, [])
+    with pytest.raises(ConfigError, match=r"^data set coco: least_pixels -?\d: expected 0, or more along with masks$"):
+        load(tmp_path, **arguments)
+
+
 # fuzz
 
 LEAF = st.none() | st.booleans() | st.integers(-3, 100) | st.integers() | st.floats() | st.text(max_size=6)
@@ -378,14 +527,18 @@ def damaged(entry: dict[str, Any]) -> st.SearchStrategy[Any]:
     st.lists(damaged(image()), min_size=1, max_size=2),
     st.lists(damaged(category()), min_size=1, max_size=2),
     st.sampled_from(BadData),
+    st.sampled_from([None, "coco", "voc"]),
 )
-def test_any_json_gives_a_data_set_or_a_data_error(tmp_path: Path, annotations, images, categories, bad_data):
+def test_any_json_gives_a_data_set_or_a_data_error(tmp_path: Path, annotations, images, categories, bad_data, masks):
     write(tmp_path, annotations, images, categories)
     try:
-        data = load(tmp_path, bad_data=bad_data)
+        data = load(tmp_path, bad_data=bad_data, masks=masks)
     except DataError:
         return
     for index in range(len(data)):
+        if masks and data._sizes[index].tolist() == [40, 60]:
+            mask = data._regions.paint(index, (40, 60))
+            assert ((mask < len(data.classes["mask"])) | (mask == 255)).all()
         boxes = data.target(index)["boxes"]
         assert (boxes[:, :2] < boxes[:, 2:]).all()
         with pytest.raises(DataError):
@@ -403,14 +556,12 @@ def test_any_bytes_are_refused(tmp_path: Path, content: bytes):
 # real data
 
 
+ARGUMENTS: dict[str, Any] = {"annotations": "annotations/instances_val2017.json", "images": "val2017"}
+
+
 @pytest.mark.shared
 def test_hundred_real_images(shared: Path):
-    data = COCO(
-        root=shared / "coco100",
-        bad_data=BadData.stop,
-        annotations="annotations/instances_val2017.json",
-        images="val2017",
-    )
+    data = COCO(root=shared / "coco100", bad_data=BadData.stop, **ARGUMENTS)
     targets = [data.target(index) for index in range(len(data))]
     assert len(data) == 100
     assert sum(len(target["boxes"]) for target in targets) == 712
@@ -419,3 +570,35 @@ def test_hundred_real_images(shared: Path):
     assert data.classes["labels"][::79] == ["person", "toothbrush"]
     assert data.category_ids[[0, 79]].tolist() == [1, 90]
     assert data.read(0).image.ndim == 3
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(("masks", "classes"), [("coco", 81), ("voc", 21)])
+def test_hundred_real_masks(shared: Path, masks: str, classes: int):
+    data = COCO(root=shared / "coco100", bad_data=BadData.stop, masks=masks, **ARGUMENTS)
+    assert len(data.classes["mask"]) == classes
+    assert_dataset(data, most=100)
+    if masks == "voc":
+        kept = COCO(root=shared / "coco100", bad_data=BadData.stop, masks=masks, least_pixels=1001, **ARGUMENTS)
+        assert 50 < len(kept) < 100
+
+
+@pytest.mark.shared
+def test_real_regions_have_the_pixels_and_areas_of_their_annotations(shared: Path):
+    data = COCO(root=shared / "coco100", bad_data=BadData.stop, masks="coco", **ARGUMENTS)
+    oracle = pycocotools.coco.COCO(shared / "coco100" / ARGUMENTS["annotations"])
+    alone = stated = covered = 0
+    for index in range(len(data)):
+        mask = data.read(index).target["mask"]
+        entries = oracle.imgToAnns[data.image_id(index)]
+        regions = np.array([oracle.annToMask(entry) for entry in entries]).reshape(-1, *mask.shape)
+        assert_array_equal(mask > 0, regions.any(axis=0))
+        shared_pixels = regions.sum(axis=0) > 1
+        for entry, region in zip(entries, regions, strict=True):
+            label = 255 if entry["iscrowd"] else 1 + data.category_ids.tolist().index(entry["category_id"])
+            assert (mask[(region == 1) & ~shared_pixels] == label).all()
+            if not (region & shared_pixels).any() and not entry["iscrowd"]:
+                alone, stated, covered = alone + 1, stated + entry["area"], covered + int(region.sum())
+    # the polygons were traced along the middle of the outermost pixels, so they lose half of these
+    assert alone > 300
+    assert 0.97 < covered / stated < 1.0

@@ -8,13 +8,14 @@ from torch.testing import assert_close
 
 from mnv2det.config import BadData
 from mnv2det.data.dataset import Arrays, Dataset
-from mnv2det.data.loader import ResumableSampler, eval_loader, train_loader
+from mnv2det.data.loader import ResumableSampler, eval_loader, stack, train_loader
 from mnv2det.data.shapes import Shapes
-from mnv2det.data.transforms import resize, ssd
+from mnv2det.data.transforms import none, resize, ssd
 from mnv2det.errors import DataError
-from mnv2det.structures import Batch, Sample
+from mnv2det.structures import Batch, Frame, Preprocess, Sample
 
 SIZE = (32, 48)
+INPUT = Preprocess(SIZE)
 
 
 class Numbered(Dataset):
@@ -52,7 +53,7 @@ def assert_same(first: list[Batch], second: list[Batch]) -> None:
     assert len(first) == len(second)
     for one, two in zip(first, second, strict=True):
         assert_close(one.images, two.images, rtol=0, atol=0)
-        assert (one.image_ids, one.sizes, one.skipped) == (two.image_ids, two.sizes, two.skipped)
+        assert (one.image_ids, one.frames, one.skipped) == (two.image_ids, two.frames, two.skipped)
         for target, other in zip(one.targets, two.targets, strict=True):
             assert target.keys() == other.keys()
             for key in target:
@@ -114,7 +115,7 @@ def test_data_set_smaller_than_a_batch_is_one_batch():
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_do_not_depend_on_the_number_of_workers(workers: int):
-    transform = ssd(SIZE, (0.5, 0.5, 0.5), photometric=1.0)
+    transform = ssd(INPUT, photometric=1.0)
     data = Shapes(count=10, size=(40, 50))
 
     def batches(count: int) -> list[Batch]:
@@ -124,7 +125,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(workers: int):
 
 
 def test_resumed_loader_continues_the_batches():
-    transform = ssd(SIZE, (0.5, 0.5, 0.5))
+    transform = ssd(INPUT)
     data = Shapes(count=10, size=(40, 50))
     whole = list(train_loader(data, transform, sampler(), workers=0, bad_data=BadData.stop))
     rest = list(train_loader(data, transform, sampler(start=3), workers=0, bad_data=BadData.stop))
@@ -133,35 +134,53 @@ def test_resumed_loader_continues_the_batches():
 
 def test_batch_has_the_documented_types():
     data = Shapes(count=4, size=(40, 50))
-    batch = next(iter(eval_loader(data, SIZE, batch_size=3, workers=0, bad_data=BadData.stop)))
+    batch = next(iter(eval_loader(data, INPUT, batch_size=3, workers=0, bad_data=BadData.stop)))
     assert (batch.images.shape, batch.images.dtype) == ((3, 3, *SIZE), torch.uint8)
-    assert (batch.image_ids, batch.sizes, batch.skipped) == ([0, 1, 2], [(40, 50)] * 3, [])
+    assert (batch.image_ids, batch.frames, batch.skipped) == ([0, 1, 2], [Frame((40, 50), SIZE)] * 3, [])
+    assert batch.targets == [{}, {}, {}]
+    assert batch.truths[0]["mask"].shape == (40, 50), "truths stay in original pixels"
+    batch = next(iter(train_loader(data, none(INPUT), sampler(4, 3, stop=1), workers=0, bad_data=BadData.stop)))
     kinds = {key: value.dtype for key, value in batch.targets[0].items()}
     expected = {"boxes": torch.float32, "labels": torch.int64, "ignore": torch.bool, "mask": torch.int64}
     assert kinds == expected
     assert batch.targets[0]["mask"].shape == SIZE
+    assert batch.truths[0] == {}
+
+
+def test_pictures_that_may_not_be_scaled_share_a_batch():
+    """The larger one sets the size; each knows where it lies."""
+    data = Shapes(count=2, size=(40, 50))
+    small = Preprocess((24, 60), fit="pad")
+    batch = next(iter(eval_loader(data, small, batch_size=2, workers=0, bad_data=BadData.stop)))
+    assert batch.images.shape == (2, 3, 40, 60)
+    assert batch.frames == [Frame((40, 50), (40, 50))] * 2
+    assert (batch.images[:, :, :, 50:] == 128).all()
+    joined = stack([torch.ones(3, 2, 5), torch.ones(3, 4, 3)])
+    assert joined.shape == (2, 3, 4, 5)
+    assert (joined[0, :, :2] == 1).all()
+    assert joined.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_what_is_not_annotated_stays_absent():
-    batch = next(iter(eval_loader(Numbered(), SIZE, batch_size=2, workers=0, bad_data=BadData.stop)))
-    assert set(batch.targets[0]) == {"boxes", "labels", "ignore"}
+    loader = train_loader(Numbered(), none(INPUT), sampler(), workers=0, bad_data=BadData.stop)
+    assert set(next(iter(loader)).targets[0]) == {"boxes", "labels", "ignore"}
 
 
 def test_evaluation_shows_every_image_once_in_order():
-    batches = list(eval_loader(Numbered(), SIZE, batch_size=4, workers=0, bad_data=BadData.stop))
+    batches = list(eval_loader(Numbered(), INPUT, batch_size=4, workers=0, bad_data=BadData.stop))
     assert [batch.image_ids for batch in batches] == [
         ["image0", "image1", "image2", "image3"],
         ["image4", "image5", "image6", "image7"],
         ["image8", "image9"],
     ]
     assert batches[2].images[:, 0, 0, 0].tolist() == [8, 9]
-    assert_close(batches[0].targets[0]["boxes"], torch.tensor([[0.0, 0.0, 24.0, 16.0]]))
+    assert batches[0].truths[0]["boxes"].tolist() == [[0, 0, 20, 10]]
 
 
 def test_evaluation_is_shared_between_processes():
     found = []
     for rank in range(3):
-        loader = eval_loader(Numbered(), SIZE, batch_size=2, workers=0, bad_data=BadData.stop, rank=rank, world=3)
+        loader = eval_loader(Numbered(), INPUT, batch_size=2, workers=0, bad_data=BadData.stop, rank=rank, world=3)
         found.append([name for batch in loader for name in batch.image_ids])
     assert found == [
         ["image0", "image3", "image6", "image9"],
@@ -175,7 +194,7 @@ def test_evaluation_is_shared_between_processes():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_stop_raises_the_data_error_itself(workers: int):
-    loader = eval_loader(Numbered(broken=(5,)), SIZE, batch_size=2, workers=workers, bad_data=BadData.stop)
+    loader = eval_loader(Numbered(broken=(5,)), INPUT, batch_size=2, workers=workers, bad_data=BadData.stop)
     with pytest.raises(DataError) as error:
         list(loader)
     assert type(error.value) is DataError
@@ -183,7 +202,7 @@ def test_stop_raises_the_data_error_itself(workers: int):
 
 
 def test_stop_gives_the_batches_before_the_broken_one():
-    batches = iter(eval_loader(Numbered(broken=(5,)), SIZE, batch_size=2, workers=1, bad_data=BadData.stop))
+    batches = iter(eval_loader(Numbered(broken=(5,)), INPUT, batch_size=2, workers=1, bad_data=BadData.stop))
     assert [next(batches).image_ids[0], next(batches).image_ids[0]] == ["image0", "image2"]
     with pytest.raises(DataError):
         next(batches)
@@ -191,10 +210,10 @@ def test_stop_gives_the_batches_before_the_broken_one():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_skip_leaves_out_and_counts(workers: int):
-    loader = eval_loader(Numbered(broken=(1, 4)), SIZE, batch_size=4, workers=workers, bad_data=BadData.skip)
+    loader = eval_loader(Numbered(broken=(1, 4)), INPUT, batch_size=4, workers=workers, bad_data=BadData.skip)
     first, second, third = loader
     assert first.image_ids == ["image0", "image2", "image3"]
-    assert first.images.shape[0] == len(first.targets) == len(first.sizes) == 3
+    assert first.images.shape[0] == len(first.targets) == len(first.frames) == 3
     assert first.images[:, 0, 0, 0].tolist() == [0, 2, 3]
     messages = [batch.skipped for batch in (first, second, third)]
     assert messages == [["/data/1.jpg: truncated JPEG"], ["/data/4.jpg: truncated JPEG"], []]
@@ -202,7 +221,7 @@ def test_skip_leaves_out_and_counts(workers: int):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batch_of_broken_images_alone_is_empty_and_says_why(workers: int):
-    loader = eval_loader(Numbered(broken=(0, 1)), SIZE, batch_size=2, workers=workers, bad_data=BadData.skip)
+    loader = eval_loader(Numbered(broken=(0, 1)), INPUT, batch_size=2, workers=workers, bad_data=BadData.skip)
     first, *others = loader
     assert first.image_ids == first.targets == []
     assert first.skipped == ["/data/0.jpg: truncated JPEG", "/data/1.jpg: truncated JPEG"]
@@ -217,7 +236,7 @@ def test_training_stops_at_a_broken_image_too():
 
 
 def test_loader_can_be_read_twice():
-    loader = eval_loader(Numbered(), SIZE, batch_size=4, workers=0, bad_data=BadData.stop)
+    loader = eval_loader(Numbered(), INPUT, batch_size=4, workers=0, bad_data=BadData.stop)
     assert_same(list(loader), list(loader))
     assert len(loader) == 3
 
@@ -235,7 +254,7 @@ class Threads(Numbered):
 
 
 def test_workers_use_one_thread_each(tmp_path: Path):
-    list(eval_loader(Threads(tmp_path), SIZE, batch_size=1, workers=2, bad_data=BadData.stop))
+    list(eval_loader(Threads(tmp_path), INPUT, batch_size=1, workers=2, bad_data=BadData.stop))
     found = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert set(found.values()) == {"1"}
     assert str(os.getpid()) not in found

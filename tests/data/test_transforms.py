@@ -6,10 +6,10 @@ from numpy.testing import assert_array_equal
 
 from mnv2det.data.transforms import Transform, none, resize, ssd, stretch
 from mnv2det.errors import ConfigError
-from mnv2det.structures import Sample
+from mnv2det.structures import Preprocess, Sample
 
 SIZE = (96, 128)
-MEAN = (0.5, 0.5, 0.5)
+INPUT = Preprocess(SIZE)
 GROUND, SOLID = 60, 220
 SEEDS = range(60)
 
@@ -32,7 +32,7 @@ def rectangle(box: tuple[int, int, int, int], shape: tuple[int, int] = (150, 200
 
 def augmentation(**arguments: Any) -> Transform:
     given = {"crop": 0.0, "expand": 0.0, "flip": 0.0, "photometric": 0.0, **arguments}
-    return ssd(SIZE, MEAN, **given)
+    return ssd(INPUT, **given)
 
 
 def bounds(pixels: np.ndarray) -> np.ndarray:
@@ -79,7 +79,7 @@ def test_mask_moves_with_the_image(arguments: dict[str, float]):
 
 
 def test_beyond_the_image_lie_mean_colour_and_ignored_mask():
-    transform = ssd(SIZE, (0.2, 0.4, 0.6), crop=0, expand=1, flip=0, photometric=0)
+    transform = ssd(Preprocess(SIZE, mean=(0.2, 0.4, 0.6)), crop=0, expand=1, flip=0, photometric=0)
     seen = 0
     for seed in SEEDS:
         image, target = transform(rectangle((40, 30, 120, 110)), seed)
@@ -101,7 +101,7 @@ def test_boxes_keep_labels_and_documented_types():
 
 
 def test_boxes_stay_inside_and_never_lose_their_area():
-    transform = ssd(SIZE, MEAN, crop=0.6, expand=0.4, vertical_flip=0.5)
+    transform = ssd(INPUT, crop=0.6, expand=0.4, vertical_flip=0.5)
     rng = np.random.default_rng(0)
     for seed in range(200):
         corner = rng.uniform(0, (199, 149), (20, 2))
@@ -234,7 +234,7 @@ def test_tiny_and_one_sided_images_can_be_augmented():
 )
 def test_arguments_out_of_range(arguments: dict[str, Any]):
     with pytest.raises(ConfigError, match=r"^augmentation ssd: "):
-        ssd(SIZE, MEAN, **arguments)
+        ssd(INPUT, **arguments)
 
 
 def test_resize_scales_boxes_and_mask():
@@ -246,7 +246,7 @@ def test_resize_scales_boxes_and_mask():
 
 def test_none_only_resizes():
     sample = rectangle((40, 30, 120, 110))
-    (image, target), (expected, other) = none(SIZE, MEAN)(sample, 5), resize(sample, SIZE)
+    (image, target), (expected, other) = none(INPUT)(sample, 5), resize(sample, SIZE)
     assert_array_equal(image, expected)
     assert_array_equal(target["boxes"], other["boxes"])
 

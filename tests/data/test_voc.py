@@ -10,7 +10,9 @@ from PIL import Image
 
 from mnv2det.config import BadData
 from mnv2det.data.voc import VOC
-from mnv2det.errors import DataError
+from mnv2det.errors import ConfigError, DataError
+from mnv2det.structures import VOC_MASK_CLASSES
+from mnv2det.testing import assert_dataset
 
 
 def item(name: str = "cat", box: tuple[Any, ...] = (11, 6, 30, 15), extra: str = "") -> str:
@@ -299,6 +301,168 @@ def test_missing_picture_is_named(tmp_path: Path):
         load(tmp_path).read(0)
 
 
+# masks
+
+HOME = "VOCdevkit/VOC2007"
+MASK = np.full((40, 60), 3, np.uint8)
+MASK[:5], MASK[-5:] = 0, 255
+
+
+def write_masks(root: Path, *stems: str, pictures: tuple[str, ...] = ("a", "b"), mask: np.ndarray = MASK) -> None:
+    """List ``train`` of both pictures in ``Segmentation``, and masks for some."""
+    for folder in ("ImageSets/Segmentation", "JPEGImages", "SegmentationClass"):
+        (root / HOME / folder).mkdir(parents=True, exist_ok=True)
+    (root / HOME / "ImageSets/Segmentation/train.txt").write_text("\n".join(pictures))
+    for stem in pictures:
+        Image.new("RGB", (60, 40), (9, 8, 7)).save(root / HOME / f"JPEGImages/{stem}.jpg")
+    for stem in stems:
+        Image.fromarray(mask).save(root / HOME / f"SegmentationClass/{stem}.png")
+
+
+def read_error(data: VOC, index: int = 0) -> str:
+    with pytest.raises(DataError) as error:
+        data.read(index)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_masks_without_any_xml(tmp_path: Path):
+    write_masks(tmp_path, "a", "b")
+    data = load(tmp_path, boxes=None, masks="required")
+    assert data.classes == {"mask": list(VOC_MASK_CLASSES)}
+    sample = data.read(1)
+    assert sample.target.keys() == {"mask"}
+    assert (sample.target["mask"].dtype, sample.image_id) == (np.uint8, "b")
+    assert_array_equal(sample.target["mask"], MASK)
+    assert_dataset(data)
+
+
+def test_boxes_and_masks(tmp_path: Path):
+    write(tmp_path, {"a": annotation(item())})
+    write_masks(tmp_path, "a", pictures=("a",))
+    data = load(tmp_path, masks="required")
+    assert data.classes == {"labels": ["cat"], "mask": list(VOC_MASK_CLASSES)}
+    assert data.read(0).target.keys() == {"boxes", "labels", "ignore", "area", "mask"}
+    assert data.target(0).keys() == {"boxes", "labels", "ignore", "area"}
+    assert_dataset(data)
+
+
+def test_what_is_optional_may_be_absent(tmp_path: Path):
+    write(tmp_path, {"b": annotation(item())})
+    write_masks(tmp_path, "a", pictures=("a", "b", "c"))
+    data = load(tmp_path, boxes="optional", masks="optional")
+    keys = [set(data.read(index).target) for index in range(3)]
+    assert keys == [{"mask"}, {"boxes", "labels", "ignore", "area"}, set()]
+    assert data.target(0) == data.target(2) == {}
+    assert_dataset(data)
+
+
+def test_xml_without_objects_is_annotated(tmp_path: Path):
+    write(tmp_path, {"a": annotation(item()), "b": annotation()})
+    write_masks(tmp_path, pictures=("a", "b", "c"))
+    data = load(tmp_path, boxes="optional")
+    assert [data.target(index).get("boxes", np.zeros(0)).shape for index in range(3)] == [(1, 4), (0, 4), (0,)]
+
+
+def test_broken_optional_xml_is_still_an_error(tmp_path: Path):
+    write(tmp_path, {"a": "<"})
+    write_masks(tmp_path, "a")
+    assert "Annotations/a.xml: not a safe" in message(tmp_path, boxes="optional", masks="required")
+
+
+def test_masks_in_another_folder_with_other_classes(tmp_path: Path):
+    write_masks(tmp_path, "a", "b")
+    (tmp_path / HOME / "SegmentationClass").rename(tmp_path / HOME / "Extra")
+    names = ("sky", "road", "tree", "car")
+    data = load(tmp_path, boxes=None, masks="required", mask_folder="Extra", mask_names=names)
+    assert data.classes == {"mask": list(names)}
+    assert_array_equal(data.read(0).target["mask"], MASK)
+
+
+def test_nothing_to_read_is_a_mistake(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"^data set voc: boxes and masks are both null: nothing would be read$"):
+        load(tmp_path, boxes=None)
+
+
+def test_lists_lie_where_the_annotation_is(tmp_path: Path):
+    write(tmp_path, {"main": annotation(item())})
+    write_masks(tmp_path, "seg", pictures=("seg",))
+    assert load(tmp_path).image_id(0) == "main"
+    assert load(tmp_path, boxes="optional", lists="Main").image_id(0) == "main"
+    assert load(tmp_path, boxes=None, masks="required").image_id(0) == "seg"
+
+
+def test_list_in_the_other_folder_is_pointed_to(tmp_path: Path):
+    write_masks(tmp_path, "a")
+    expected = "ImageSets/Main/train.txt: no such image list; ImageSets/Segmentation has one (argument lists)"
+    assert message(tmp_path) == expected
+
+
+def test_missing_mask(tmp_path: Path):
+    write_masks(tmp_path, "a")
+    arguments: dict[str, Any] = {"boxes": None, "masks": "required"}
+    assert message(tmp_path, **arguments) == "SegmentationClass/b.png: no such mask"
+    data = load(tmp_path, **arguments, bad_data=BadData.skip)
+    assert [data.image_id(index) for index in range(len(data))] == ["a"]
+    assert data.problems == [f"{tmp_path / HOME}/SegmentationClass/b.png: no such mask"]
+
+
+def test_missing_mask_folder_names_the_nearest(tmp_path: Path):
+    write_masks(tmp_path, "a", "b")
+    expected = "SegmentationClas/a.png: no such mask; did you mean 'SegmentationClass'?"
+    assert message(tmp_path, boxes=None, masks="required", mask_folder="SegmentationClas") == expected
+
+
+def test_mask_folder_cannot_leave_the_devkit(tmp_path: Path):
+    expected = "data set voc: mask_folder: path '../x' leaves the data folder DEVKIT"
+    assert message(tmp_path, masks="required", mask_folder="../x") == expected
+
+
+def test_optional_must_not_mean_nowhere(tmp_path: Path):
+    write_masks(tmp_path, "a")
+    expected = "DEVKIT (VOC2007/train): none of 2 images has "
+    assert message(tmp_path, boxes="optional", names=("cat",)) == f"{expected}an xml in Annotations"
+    assert message(tmp_path, boxes=None, masks="optional", mask_folder="Typo") == f"{expected}a mask in Typo"
+
+
+@pytest.mark.parametrize("names", [(), ("a", "a"), ("a", "")])
+def test_mask_names_must_be_different_and_not_empty(tmp_path: Path, names: tuple[str, ...]):
+    write_masks(tmp_path, "a", "b")
+    start = "DEVKIT (VOC2007/train): masks: " + ("no classes in it" if not names else "class names must be different")
+    assert message(tmp_path, boxes=None, masks="required", mask_names=names).startswith(start)
+
+
+def test_id_without_a_class_is_found_when_the_mask_is_read(tmp_path: Path):
+    write_masks(tmp_path, "a", "b")
+    data = load(tmp_path, boxes=None, masks="required", mask_names=("x", "y", "z"))
+    path = tmp_path / HOME / "SegmentationClass/a.png"
+    assert read_error(data) == f"{path}: class id 3 in 1800 pixels; expected 0 ... 2, or 255 = ignore"
+
+
+@pytest.mark.parametrize("boxes", ["required", None])
+def test_mask_of_another_size_names_both(tmp_path: Path, boxes: str | None):
+    write(tmp_path, {"a": annotation(item())})
+    write_masks(tmp_path, "a", pictures=("a",), mask=MASK[:, :50])
+    data = load(tmp_path, boxes=boxes, masks="required")
+    path = tmp_path / HOME / "SegmentationClass/a.png"
+    assert read_error(data) == f"{path}: the mask is 50x40, its image a.jpg is 60x40"
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_turned_picture_fits_a_mask_drawn_either_way(tmp_path: Path, upright: bool):
+    write_masks(tmp_path, "a", "b", mask=np.rot90(MASK, -1) if upright else MASK)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:20] = 200
+    Image.fromarray(pixels).save(tmp_path / HOME / "JPEGImages/a.jpg", exif=exif)
+    sample = load(tmp_path, boxes=None, masks="required").read(0)
+    assert sample.image.shape[:2] == sample.target["mask"].shape == ((60, 40) if upright else (40, 60))
+    # what was the top half is bright, and the top rows of the mask are class 0
+    assert sample.image[sample.target["mask"] == 0].mean() > 190
+    assert sample.image[sample.target["mask"] == 255].mean() < 10
+
+
 # fuzz
 
 TAGS = st.sampled_from(
@@ -363,3 +527,59 @@ def test_hundred_real_images(shared: Path):
     assert sum(len(data.target(index)["boxes"]) for index in range(len(data))) == 273
     assert len(data.classes["labels"]) == 20
     assert data.read(0).image.ndim == 3
+
+
+CAMVID = (
+    "sky",
+    "building",
+    "pole",
+    "road",
+    "pavement",
+    "tree",
+    "signsymbol",
+    "fence",
+    "car",
+    "pedestrian",
+    "bicyclist",
+)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(("split", "images"), [("train", 367), ("val", 101)])
+def test_street_scenes(shared: Path, split: str, images: int):
+    arguments: dict[str, Any] = {"boxes": None, "masks": "required", "mask_names": CAMVID}
+    data = VOC(root=shared / "camvid", bad_data=BadData.stop, sets=(f"CamVid/{split}",), **arguments)
+    assert len(data) == images
+    assert data.classes == {"mask": list(CAMVID)}
+    counts, skies, upper = np.zeros(256, np.int64), 0, 0
+    for index in range(images):
+        mask = data.read(index).target["mask"]
+        assert mask.shape == (360, 480)
+        counts += np.bincount(mask.ravel(), minlength=256)
+        skies, upper = skies + np.sum(mask == 0), upper + np.sum(mask[:180] == 0)
+    shares = counts / counts.sum()
+    assert counts[11:255].sum() == 0
+    assert (counts[:11] > 0).all()
+    # a street is mostly building and road, then sky and trees; signs, people and cyclists are few; the sky is above
+    assert set(np.argsort(shares[:11])[-2:]) == {1, 3}
+    assert shares[[0, 1, 3, 5]].sum() > 0.75
+    assert shares[[6, 9, 10]].max() < 0.03
+    assert 0.005 < shares[255] < 0.1
+    assert upper > 0.99 * skies
+    assert_dataset(data, most=5)
+
+
+@pytest.mark.shared
+def test_real_palette_mask_lies_on_its_objects(shared: Path):
+    data = VOC(root=shared / "voc100", bad_data=BadData.stop, sets=("VOC2012/val",), masks="optional")
+    masked = [index for index in range(len(data)) if "mask" in data.read(index).target]
+    assert [data.image_id(index) for index in masked] == ["2007_000063"]
+    target = data.read(masked[0]).target
+    assert np.unique(target["mask"]).tolist() == [0, 9, 12, 255]
+    assert [data.classes["mask"][id] for id in (9, 12)] == ["chair", "dog"]
+    # the boxes are those of the masks' objects
+    for box, label in zip(target["boxes"].astype(int), target["labels"], strict=True):
+        name = data.classes["labels"][label]
+        inside = target["mask"][box[1] : box[3], box[0] : box[2]] == data.classes["mask"].index(name)
+        assert inside.mean() > 0.25
+    assert_dataset(data)

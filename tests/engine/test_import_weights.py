@@ -67,7 +67,7 @@ def test_tflite_for_inference(tflite: str, classifier: Model, tmp_path: Path) ->
         "classes": 3,
         "trainable": False,
         "images": 0,
-        "logit_difference": None,
+        "difference": None,
         "output": str(output),
         "note": "for inference only; import with --images FOLDER to make it trainable",
     }
@@ -85,7 +85,7 @@ def test_tflite_with_images_is_trainable(
     summary = import_weights(tflite, str(output), images=pictures, limit=9)
     assert "9/9" in capfd.readouterr().err
     assert (summary["images"], summary["trainable"], summary["note"]) == (9, True, "")
-    assert summary["logit_difference"] < 1e-4
+    assert summary["difference"] < 1e-4
     model, header = from_file(str(output))
     assert header.trainable
     assert header.provenance["norm_images"] == 9
@@ -195,7 +195,7 @@ def test_release_with_photographs(tmp_path: Path) -> None:
         limit=16,
         progress=False,
     )
-    assert summary["logit_difference"] < 1e-3
+    assert summary["difference"] < 1e-3
     assert (summary["width"], summary["parameters"], summary["classes"], summary["images"]) == (1.0, 3506153, 1001, 16)
     header = read_header(tmp_path / "w.safetensors")
     assert header.classes["cls"][286] == "Egyptian cat"

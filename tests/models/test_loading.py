@@ -66,13 +66,37 @@ def test_a_contradiction_of_the_weights_is_named(saved):
 
 
 @pytest.mark.parametrize("classes", [["cow", "cat", "dog"], ["bus", "car", "van"], ["cat", "cow"]])
-def test_a_head_of_other_classes_starts_anew_and_says_so(saved, classes: list[str]):
+def test_other_classes_restart_their_rows_alone_and_it_is_said(saved, classes: list[str]):
     model, notes = start_from(saved[0], classes)
-    assert any("heads.det starts from random weights" in note for note in notes)
-    theirs = read_weights(saved[0])[0]
-    name = "heads.det.class_predictors.0.1.weight"
-    assert not torch.equal(model.state_dict()[name], theirs[name][: model.state_dict()[name].shape[0]])
-    torch.testing.assert_close(model.state_dict()["backbone.stem.conv.weight"], theirs["backbone.stem.conv.weight"])
+    ours, theirs = model.state_dict(), read_weights(saved[0])[0]
+    same = [name for name in classes if name in NAMES]
+    said = f"{', '.join(same)} keep theirs" if same else "none keeps its own"
+    assert any(f"its class rows: {len(classes) - len(same)} of {len(classes)} start anew, {said}" in n for n in notes)
+    rows = {f"heads.det.{name}" for name in model.heads["det"].class_rows()}
+    for name, tensor in ours.items():
+        if name not in rows:
+            torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=0)
+            continue
+        part = model.heads["det"].class_rows()[name.removeprefix("heads.det.")]
+        mine = tensor.view(part.groups, 1 + len(classes), -1)
+        given = theirs[name].view(part.groups, 1 + len(NAMES), -1)
+        torch.testing.assert_close(mine[:, 0], given[:, 0], rtol=0, atol=0)
+        for place, label in enumerate(classes, 1):
+            if label in NAMES:
+                torch.testing.assert_close(mine[:, place], given[:, 1 + NAMES.index(label)], rtol=0, atol=0)
+            elif name.endswith("weight"):
+                assert not any(torch.equal(mine[:, place], given[:, other]) for other in range(len(NAMES) + 1))
+
+
+def test_a_head_takes_its_structure_from_the_weights_unless_told_otherwise(saved):
+    config = ModelConfig(input_size=[64, 96], weights=str(saved[0]))
+    model, notes = from_config(config, {"boxes": TaskConfig(head=Component("ssdlite"))}, {"boxes": NAMES})
+    assert model.spec["heads"]["boxes"]["args"]["extras"] == [16, 16]
+    assert any("loaded heads.boxes" in note for note in notes), "another task name, the same kind of head"
+    told = TaskConfig(head=Component("ssdlite", {"score": "softmax"}))
+    _, notes = from_config(config, {"det": told}, {"det": NAMES})
+    assert any("det starts from random weights (its score is softmax, the file's sigmoid)" in note for note in notes)
+    assert any("left out heads.det" in note for note in notes)
 
 
 def test_a_backbone_that_does_not_fit_names_the_tensor(saved, tmp_path):

@@ -10,7 +10,7 @@ from mnv2det.models.model import Model, assemble
 from mnv2det.models.ssdlite import SSDLite, pad_targets
 from mnv2det.ops.boxes import encode
 from mnv2det.ops.matcher import match
-from mnv2det.structures import FeatureInfo, Preprocess, Target
+from mnv2det.structures import FeatureInfo, Frame, Preprocess, Target
 
 FEATURES = {"a": FeatureInfo(16, 16), "b": FeatureInfo(24, 32)}
 
@@ -64,7 +64,7 @@ def test_parameters_and_multiply_adds_are_the_papers(lite, head_millions, billio
 def test_any_input_size(size: tuple[int, int]):
     built = model(classes=2, width=0.35).eval()
     images = torch.randint(0, 255, (1, 3, *size), dtype=torch.uint8)
-    found = built.predict(images, [(480, 640)])["det"][0]
+    found = built.predict(images, [Frame((480, 640), size)])["det"][0]
     assert 0 < len(found.boxes) <= 100
     assert (found.boxes >= 0).all()
     assert (found.boxes <= torch.tensor([640.0, 480, 640, 480])).all()
@@ -154,7 +154,7 @@ def test_decode_finds_what_the_codes_say_in_original_pixels():
     logits[0, 40, 1 + 2] = 4
     codes = torch.zeros_like(raw["codes"])
     codes[0, 40] = encode(wanted, anchors[40])
-    (found,) = head.decode({**raw, "logits": logits, "codes": codes}, [(192, 64)])
+    (found,) = head.decode({**raw, "logits": logits, "codes": codes}, [Frame((192, 64), (96, 128))])
     assert found.labels.tolist() == [2]
     assert_close(found.boxes, wanted[None] * torch.tensor([0.5, 2, 0.5, 2]), rtol=1e-4, atol=1e-3)
     assert_close(found.scores, torch.tensor([4.0]).sigmoid())
@@ -165,7 +165,7 @@ def test_background_is_never_a_detection():
     raw = head(small_features(batch=1))
     logits = torch.full_like(raw["logits"], -10)
     logits[..., 0] = 10
-    assert len(head.decode({**raw, "logits": logits}, [(96, 128)])[0].boxes) == 0
+    assert len(head.decode({**raw, "logits": logits}, [Frame((96, 128), (96, 128))])[0].boxes) == 0
 
 
 def test_prior_is_what_fresh_predictors_say():

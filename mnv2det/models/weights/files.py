@@ -10,14 +10,14 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from mnv2det.errors import WeightsError
-from mnv2det.structures import Preprocess
+from mnv2det.structures import Fit, Preprocess
 from mnv2det.version import __version__
 
 HEADER_KEY = "mnv2det"
@@ -66,11 +66,13 @@ class Header:
             if data.pop("format") != FORMAT:
                 raise WeightsError(f"{where}: written in a newer format than {FORMAT}; update mnv2det")
             shape = data.pop("preprocess")
-            pre = Preprocess(*(tuple(shape[key]) for key in ("input_size", "mean", "std")))
+            lists = {key: tuple(shape[key]) for key in ("input_size", "mean", "std")}
+            pre = Preprocess(**lists, fit=shape.get("fit", "stretch"))
             header = cls(preprocess=pre, **data)
             sizes = (len(pre.input_size), len(pre.mean), len(pre.std))
             names = [*header.classes.values(), [header.backbone["name"]], [h["name"] for h in header.heads.values()]]
-            if sizes != (2, 3, 3) or not all(isinstance(name, str) for group in names for name in group):
+            known = pre.fit in get_args(Fit) and all(isinstance(name, str) for group in names for name in group)
+            if sizes != (2, 3, 3) or not known:
                 raise ValueError("wrong lengths or types")
             return header
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -147,3 +149,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     if HEADER_KEY not in metadata:
         raise WeightsError(f"{path}: a safetensors file, but not written by mnv2det (no '{HEADER_KEY}' header)")
     return Header.from_json(metadata[HEADER_KEY], where=str(path))
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, as JSON has them; for comparing arguments."""
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value

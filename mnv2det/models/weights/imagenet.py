@@ -1,75 +1,75 @@
-"""Imports TensorFlow's ImageNet classifiers: MobileNetV2 of any width as a TFLite file."""
+"""Imports TensorFlow's TFLite releases: ImageNet classifiers and Mobile DeepLabv3, of any width."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mnv2det.errors import WeightsError
-from mnv2det.models.layers import make_divisible
 from mnv2det.models.mobilenet_v2 import MobileNetV2
+from mnv2det.models.weights.deeplab_tflite import follow_deeplab
 from mnv2det.models.weights.files import Header
+from mnv2det.models.weights.graph import Graph, TensorInfo
 from mnv2det.models.weights.loading import width_of
-from mnv2det.models.weights.matching import GLOBAL_POOL, MismatchError, Walk, convolution, weight_and_bias
-from mnv2det.models.weights.tflite import Graph, TensorInfo, read_tflite
-from mnv2det.structures import Preprocess
+from mnv2det.models.weights.matching import GLOBAL_POOL, Walk, convolution, nearest, weight_and_bias, widths
+from mnv2det.models.weights.tflite import read_tflite
+from mnv2det.structures import VOC_MASK_CLASSES, Preprocess
 
 NORM_EPS = 1e-3  # TensorFlow's; folded away in the file, but the imported norms need one
+LAST_BIAS = {"cls": "heads.cls.linear.bias", "seg": "heads.seg.classify.bias"}
+Found = tuple[dict[str, Tensor], dict[str, Any], str, dict[str, Any]]  # tensors, backbone's arguments, task, head
 BACKGROUND = "background"  # class 0 of the releases with 1001 classes
-# the one asked for most often first: it serves as the example if none fits
-WIDTHS = (1.0, *(round(0.05 * n, 2) for n in range(1, 81)))
 
 
 def convert_tflite(
     path: str | os.PathLike[str], *, labels: str | os.PathLike[str] | None = None
 ) -> tuple[dict[str, Tensor], Header]:
-    """Reads a MobileNetV2 classifier, quantised or float32.
+    """Reads a MobileNetV2 classifier or a Mobile DeepLabv3, quantised or float32, of any width.
 
     Args:
         path: The TFLite file.
-        labels: Text file of class names, see `read_labels`. By default classes are named by
-            their numbers.
+        labels: Text file of class names, see `read_labels`. By default a classifier's are named by
+            their numbers, and 21 classes of a segmenter are PASCAL VOC's.
 
     Returns:
-        Tensors of the backbone and of head ``cls``, and the header, not trainable: batch norm
-        was folded into the convolutions (see `reestimate`).
+        Tensors of the backbone and of head ``cls`` or ``seg``, and the header, not trainable: batch
+        norm was folded into the convolutions (see `reestimate`).
 
     Raises:
         WeightsError: The file is damaged, or another network; names the first operator that differs.
     """
     graph, where = read_tflite(path), str(path)
     preprocess = _preprocess(graph, where)
-    stem = next((len(op.weight) for op in graph.operators if op.weight is not None), 0)
-    candidates = [width for width in WIDTHS if make_divisible(32 * width) == stem] or [1.0]
-    tensors, nearest = {}, None
-    for width in candidates:
-        with torch.device("meta"):  # only its shapes matter
-            backbone = MobileNetV2(width=width, padding="same", norm_eps=NORM_EPS)
-        try:
-            tensors = _follow(Walk(graph, where=where), backbone)
-            break
-        except MismatchError as error:
-            if nearest is None or error.position > nearest.position:
-                nearest = error
-    if not tensors and nearest is not None:
-        raise nearest
-    rows = [len(tensors[f"backbone.blocks.{n}.project.norm.bias"]) for n in range(17)]
-    count = len(tensors["heads.cls.linear.bias"])
+    tensors, backbone, task, head = nearest([_classifier, _segmenter], lambda reader: reader(graph, where))
+    count = len(tensors[LAST_BIAS[task]])
+    names = list(VOC_MASK_CLASSES) if task == "seg" and count == 21 else [str(n) for n in range(count)]
     header = Header(
-        backbone={
-            "name": "mobilenet_v2",
-            "args": {"width": width_of(stem, rows, where=where), "padding": "same", "norm_eps": NORM_EPS},
-        },
-        heads={"cls": {"name": "classifier", "args": {}}},
-        classes={"cls": [str(n) for n in range(count)] if labels is None else read_labels(labels, count)},
-        preprocess=preprocess,
+        backbone={"name": "mobilenet_v2", "args": backbone},
+        heads={task: head},
+        classes={task: names if labels is None else read_labels(labels, count)},
+        preprocess=dataclasses.replace(preprocess, fit="pad" if task == "seg" else "stretch"),
         trainable=False,
         provenance={"source": Path(path).name, "sha256": graph.sha256},
     )
     return tensors, header
+
+
+def _classifier(graph: Graph, where: str) -> Found:
+    tensors = nearest(widths(graph), lambda width: _follow(Walk(graph, where=where), width))
+    stem = len(tensors["backbone.stem.norm.bias"])
+    rows = [len(tensors[f"backbone.blocks.{n}.project.norm.bias"]) for n in range(17)]
+    backbone = {"width": width_of(stem, rows, where=where), "padding": "same", "norm_eps": NORM_EPS}
+    return tensors, backbone, "cls", {"name": "classifier", "args": {}}
+
+
+def _segmenter(graph: Graph, where: str) -> Found:
+    tensors, backbone, head = follow_deeplab(graph, where)
+    return tensors, backbone, "seg", {"name": "mobile_deeplab", "args": head}
 
 
 def read_labels(path: str | os.PathLike[str], count: int) -> list[str]:
@@ -101,7 +101,9 @@ def read_labels(path: str | os.PathLike[str], count: int) -> list[str]:
     return names
 
 
-def _follow(walk: Walk, backbone: MobileNetV2) -> dict[str, Tensor]:
+def _follow(walk: Walk, width: float) -> dict[str, Tensor]:
+    with torch.device("meta"):  # only its shapes matter
+        backbone = MobileNetV2(width=width, padding="same", norm_eps=NORM_EPS)
     tensors = walk.backbone(backbone)
     walk.take(GLOBAL_POOL)
     walk.skip("RESHAPE", "SQUEEZE")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from mnv2det.errors import WeightsError, near
-from mnv2det.models.weights.files import Header, read_weights
+from mnv2det.models.weights.files import Header, plain, read_weights
 from mnv2det.structures import Preprocess
+
+if TYPE_CHECKING:
+    from mnv2det.models.head import ClassRows
+    from mnv2det.models.model import Model
 
 TORCHVISION = "torchvision:"
 
@@ -100,11 +105,22 @@ def width_of(stem: int, outputs: list[int], *, where: str) -> float:
     raise WeightsError(f"{where}: channels {[stem, *outputs]} are those of no MobileNetV2 width multiplier")
 
 
-def load_into(model: nn.Module, tensors: Mapping[str, Tensor], header: Header, *, where: str) -> list[str]:
-    """Copies what fits: the whole backbone, and heads of the same name, kind and classes.
+def head_source(task: str, kind: str, header: Header | None) -> str | None:
+    """The task of a weight file whose head a new one of this kind can start from, None if there is none."""
+    if header is None:
+        return None
+    alike = [name for name, head in header.heads.items() if head["name"] == kind]
+    return task if task in alike else alike[0] if len(alike) == 1 else None
+
+
+def load_into(model: Model, tensors: Mapping[str, Tensor], header: Header, *, where: str) -> list[str]:
+    """Copies what fits: the whole backbone, and of heads of the same kind and structure all but other classes.
+
+    With another class list a head keeps its layers; in those that have a row per class, classes of
+    the same name keep theirs, and the others start anew.
 
     Args:
-        model: A `Model`.
+        model: With fresh weights.
         tensors: As in a weight file.
         header: Its header.
         where: Name of the source, for messages.
@@ -115,38 +131,75 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], header: Header, *
     Raises:
         WeightsError: A tensor of the backbone is missing or of another shape; names them.
     """
-    own: dict[str, Any] = model.state_dict()
-    scopes = ["backbone", *(f"heads.{task}" for task in model.heads)]  # type: ignore[union-attr]
-    chosen: dict[str, Tensor] = {}
-    notes: list[str] = []
-    for scope in scopes:
-        names = [name for name in own if name.startswith(f"{scope}.")]
-        wrong = [_misfit(name, own[name], tensors) for name in names if _misfit(name, own[name], tensors)]
-        if not wrong and scope != "backbone":
-            wrong = _other_head(model, scope.removeprefix("heads."), header)
-        if not wrong:
-            chosen |= {name: tensors[name] for name in names}
-            notes.append(f"{where}: loaded {scope} ({len(names)} tensors)")
-        elif scope == "backbone":
-            raise WeightsError(
-                f"{where}: {len(wrong)} of {len(names)} backbone tensors do not fit: {'; '.join(wrong[:3])}"
-            )
-        else:
-            notes.append(f"{where}: {scope} starts from random weights ({wrong[0]})")
-    left = sorted({".".join(name.split(".")[:2]) for name in tensors if name not in own and name.startswith("heads.")})
-    if left:
+    own: dict[str, Tensor] = model.state_dict()
+    names = [name for name in own if name.startswith("backbone.")]
+    if wrong := [problem for name in names if (problem := _misfit(name, own[name], tensors))]:
+        raise WeightsError(f"{where}: {len(wrong)} of {len(names)} backbone tensors do not fit: {'; '.join(wrong[:3])}")
+    chosen = {name: tensors[name] for name in names}
+    notes = [f"{where}: loaded backbone ({len(names)} tensors)"]
+    used = set()
+    for task in model.heads:
+        source = head_source(task, model.spec["heads"][task]["name"], header)
+        found, note = _head_tensors(model, task, source, own, tensors, header)
+        chosen |= found
+        used |= {source} if found else set()
+        notes.append(f"{where}: {note}")
+    if left := sorted(f"heads.{task}" for task in header.heads if task not in used):
         notes.append(f"{where}: left out {', '.join(left)}")
     model.load_state_dict({**own, **chosen})
     return notes
 
 
-def _other_head(model: nn.Module, task: str, header: Header) -> list[str]:
-    """Why a head whose tensors fit is another one all the same."""
-    if header.heads.get(task, {}).get("name") != model.spec["heads"][task]["name"]:  # type: ignore[index]
-        return ["the file's head is of another kind"]
-    if header.classes.get(task) != model.classes[task]:  # type: ignore[index]
-        return ["the file's classes are others, or in another order"]
-    return []
+def _head_tensors(
+    model: Model,
+    task: str,
+    source: str | None,
+    own: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    header: Header,
+) -> tuple[dict[str, Tensor], str]:
+    """What one head starts from, by our names, and a line that says so."""
+    head: Any = model.heads[task]
+    anew = f"heads.{task} starts from random weights"
+    if source is None:
+        return {}, f"{anew} (the file has no head of its kind)"
+    kept, theirs = model.spec["heads"][task]["args"], header.heads[source]["args"]
+    for key in head.structure:
+        if key in theirs and plain(kept[key]) != plain(theirs[key]):
+            return {}, f"{anew} (its {key} is {plain(kept[key])}, the file's {plain(theirs[key])})"
+    prefix, names, old = f"heads.{task}.", model.classes[task], header.classes[source]
+    rows = head.class_rows() if names != old else {}
+    found: dict[str, Tensor] = {}
+    for name in (name for name in own if name.startswith(prefix)):
+        other = f"heads.{source}.{name.removeprefix(prefix)}"
+        part = rows.get(name.removeprefix(prefix))
+        if part is not None and other in tensors:
+            found[name] = _keep_rows(own[name], tensors[other], part, names, old)
+        elif problem := _misfit(other, own[name], tensors):
+            return {}, f"{anew} ({problem})"
+        else:
+            found[name] = tensors[other]
+    if names == old:
+        return found, f"loaded heads.{task} ({len(found)} tensors)"
+    same = [name for name in names if name in old]
+    kept_names = f"{', '.join(same[:8])}{' ...' if len(same) > 8 else ''} keep theirs" if same else "none keeps its own"
+    fresh = len(names) - len(same)
+    return found, f"loaded heads.{task} but for its class rows: {fresh} of {len(names)} start anew, {kept_names}"
+
+
+def _keep_rows(own: Tensor, theirs: Tensor, part: ClassRows, names: Sequence[str], old: Sequence[str]) -> Tensor:
+    """Fresh rows, with those of private channels and of classes that both lists name taken over."""
+    rest = tuple(own.shape[1:])
+    if tuple(theirs.shape) != (part.groups * (part.private + len(old)), *rest):
+        return own
+    mine = own.clone().view(part.groups, part.private + len(names), *rest)
+    given = theirs.to(own.dtype).view(part.groups, part.private + len(old), *rest)
+    mine[:, : part.private] = given[:, : part.private]
+    both = [(names.index(name), old.index(name)) for name in names if name in old]
+    if both:
+        to, of = (torch.tensor(column) + part.private for column in zip(*both, strict=True))
+        mine[:, to] = given[:, of]
+    return mine.view(-1, *rest)
 
 
 def _misfit(name: str, own: Tensor, tensors: Mapping[str, Tensor]) -> str:

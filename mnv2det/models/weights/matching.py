@@ -6,18 +6,28 @@ walk with a message that quotes them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from mnv2det.errors import WeightsError
-from mnv2det.models.layers import ConvNorm, InvertedResidual
+from mnv2det.models.layers import Conv, ConvNorm, InvertedResidual, make_divisible
 from mnv2det.models.mobilenet_v2 import MobileNetV2
-from mnv2det.models.weights.tflite import Graph, Operator
+from mnv2det.models.weights.graph import Graph, Operator, same_padding
 
 GLOBAL_POOL = "global average pool"
+ACTIVATIONS = {6.0: "RELU6", float("inf"): "RELU", None: "NONE"}  # by the bound that `ConvNorm` keeps
+# the one asked for most often first: it serves as the example if none fits
+WIDTHS = (1.0, *(round(0.05 * n, 2) for n in range(1, 81)))
+# attributes that tell two operators of a kind apart
+DETAILS = ("filter", "axes", "paddings", "over", "order", "rows", "to", "range", "mode")
+
+C = TypeVar("C")
+R = TypeVar("R")
 
 
 class MismatchError(WeightsError):
@@ -46,9 +56,15 @@ class Walk:
     """Takes the steps of a graph in order.
 
     Args:
-        graph: From `read_tflite`.
+        graph: From `read_tflite` or `read_ncnn`.
         where: Name of the file, for messages.
         network: What the graph should be, for messages.
+
+    Attributes:
+        steps: All of them.
+        position: How many were taken.
+        current: The tensor that the last one computed.
+        taps: Tensors by the names that the backbone gives its features, once it was passed.
     """
 
     def __init__(self, graph: Graph, *, where: str, network: str = "MobileNetV2") -> None:
@@ -63,6 +79,7 @@ class Walk:
         self.result = alias.get(graph.outputs[0].index, graph.outputs[0].index)
         self.current = alias.get(graph.inputs[0].index, graph.inputs[0].index)
         self.position = 0
+        self.taps: dict[str, int] = {}
 
     def peek(self) -> Step | None:
         """The next step, None at the end."""
@@ -80,15 +97,17 @@ class Walk:
         """
         wanted, step = " or ".join(expected), self.peek()
         if step is None:
-            last = f"after operator {self.steps[-1].operator.index}" if self.steps else "without an operator"
+            last = f"after {self.steps[-1].operator.place}" if self.steps else "without an operator"
             raise self.error(f"ends {last}, expected {wanted}")
         if step.what not in expected:
-            raise self.error(f"operator {step.operator.index} is {step.what}, expected {wanted}")
-        sources = [self.current] if reads is None else list(reads)
-        if sorted(step.reads) != sorted(sources):
+            raise self.error(f"{step.operator.place} is {step.what}, expected {wanted}")
+        sources = (self.current,) if reads is None else tuple(reads)
+        # only an addition may read them in any order
+        fits = sorted(step.reads) == sorted(sources) if step.operator.kind == "ADD" else step.reads == sources
+        if not fits:
             found, needed = (" and ".join(f"'{self.names.get(n, n)}'" for n in ids) for ids in (step.reads, sources))
             raise self.error(
-                f"operator {step.operator.index} {step.operator.kind} reads {found or 'nothing'}, expected {needed}"
+                f"{step.operator.place} {step.operator.kind} reads {found or 'nothing'}, expected {needed}"
             )
         self.position += 1
         self.current = step.writes
@@ -107,7 +126,7 @@ class Walk:
         """
         step = self.peek()
         if step is not None:
-            raise self.error(f"operator {step.operator.index} is {step.what}, expected the end of the network")
+            raise self.error(f"{step.operator.place} is {step.what}, expected the end of the network")
         if self.result != self.current:
             raise self.error(f"its output '{self.names[self.result]}' is not what the last operator computes")
 
@@ -125,6 +144,7 @@ class Walk:
             MismatchError: The graph has another layer there.
         """
         tensors = self.layer(backbone.stem, "backbone.stem")
+        self.taps["stem"] = self.current
         for number, block in enumerate(backbone.blocks):
             assert isinstance(block, InvertedResidual)
             entry = self.current
@@ -132,10 +152,14 @@ class Walk:
                 layer = getattr(block, part)
                 if layer is not None:
                     tensors |= self.layer(layer, f"backbone.blocks.{number}.{part}")
+                if part == "expand":
+                    self.taps[f"block{number + 1}.expand"] = self.current
             if block.shortcut:
                 self.take("ADD, NONE", reads=(entry, self.current))
+            self.taps[f"block{number + 1}"] = self.current
         if backbone.last is not None:
             tensors |= self.layer(backbone.last, "backbone.last")
+            self.taps["last"] = self.current
         return tensors
 
     def layer(self, layer: ConvNorm, name: str) -> dict[str, Tensor]:
@@ -147,9 +171,9 @@ class Walk:
                 conv.kernel_size,
                 conv.stride,
                 conv.dilation,
-                "SAME",
+                self.padding(conv),
                 (conv.in_channels, conv.out_channels),
-                "RELU6" if hasattr(layer, "act") else "NONE",
+                ACTIVATIONS[layer.high],
             )
         )
         weight, bias = weight_and_bias(operator)
@@ -163,9 +187,38 @@ class Walk:
             f"{name}.norm.num_batches_tracked": torch.tensor(0),
         }
 
+    def padding(self, conv: Conv) -> str:
+        """What the next step must say of its padding; on some sizes symmetric padding is what SAME does."""
+        step = self.peek()
+        shape = step.operator.inputs[0].shape[1:3] if step is not None and step.operator.inputs else ()
+        axes = zip(shape, conv.kernel_size, conv.stride, conv.dilation, strict=False)
+        same = all(same_padding(*axis) == (pad, pad) for axis, pad in zip(axes, conv.padding, strict=False))
+        return "SAME" if conv.pads_by_size or conv.stride == (1, 1) or (shape and same) else "SYMMETRIC"
+
     def error(self, text: str) -> MismatchError:
         """An error at the present position."""
         return MismatchError(f"{self.start} {text}", self.position)
+
+
+def nearest(candidates: Sequence[C], attempt: Callable[[C], R]) -> R:
+    """What the first candidate gives that fits.
+
+    Raises:
+        MismatchError: None does; that of the candidate that came furthest.
+    """
+    errors = []
+    for candidate in candidates:
+        try:
+            return attempt(candidate)
+        except MismatchError as error:
+            errors.append(error)
+    raise max(errors, key=lambda error: error.position)
+
+
+def widths(graph: Graph) -> list[float]:
+    """Width multipliers that give the first convolution as many channels; 1.0 if there are none."""
+    stem = next((len(operator.weight) for operator in graph.operators if operator.weight is not None), 0)
+    return [width for width in WIDTHS if make_divisible(32 * width) == stem] or [1.0]
 
 
 def weight_and_bias(operator: Operator) -> tuple[Tensor, Tensor]:
@@ -184,10 +237,10 @@ def convolution(
     channels: tuple[int, int],
     activation: str,
 ) -> str:
-    """A convolution in words. The padding of a 1x1 and a dilation of 1 change nothing and go unsaid."""
+    """A convolution in words. SAME or VALID padding of a 1x1 and a dilation of 1 change nothing and go unsaid."""
     words = [kind, "x".join(map(str, kernel)), "stride", "x".join(map(str, sorted(set(stride))))]
     words += [f"dilation {'x'.join(map(str, sorted(set(dilation))))}"] if set(dilation) != {1} else []
-    words += [padding] if set(kernel) != {1} else []
+    words += [padding] if set(kernel) != {1} or padding not in ("", "SAME", "VALID") else []
     return " ".join([*words, f"{channels[0]} to {channels[1]} channels, {activation}"])
 
 
@@ -212,30 +265,32 @@ def describe(operator: Operator, padding: str = "") -> str:
         whole = len(shape) == 4 and known["filter"] == shape[1:3]
         if whole and known["padding"] == "VALID" and known["activation"] == "NONE":
             return GLOBAL_POOL
-    if kind == "SOFTMAX":
-        return kind if known["beta"] == 1 else f"{kind} with beta {known['beta']:g}"
-    details = [f"{name} {known[name]}" for name in ("filter", "axes", "paddings") if name in known]
+    if kind == "SOFTMAX" and known["beta"] != 1:
+        return f"{kind} with beta {known['beta']:g}"
+    details = [f"{name} {known[name]}" for name in DETAILS if name in known]
     return ", ".join([" ".join([kind, *details]), *([known["activation"]] if "activation" in known else [])])
 
 
 def _steps(operators: Sequence[Operator]) -> tuple[list[Step], dict[int, int]]:
     """Operators in words, without those that only change how a tensor is stored.
 
-    QUANTIZE and DEQUANTIZE are dropped, a RELU6 of its own joins its convolution, a PAD that adds
-    what SAME would joins the convolution behind it. The dictionary leads from a tensor that was
+    QUANTIZE and DEQUANTIZE are dropped, a RELU or RELU6 of its own joins its convolution, a PAD that
+    adds what SAME would joins the convolution behind it. The dictionary leads from a tensor that was
     dropped to the one it stands for.
     """
     steps: list[Step] = []
     alias: dict[int, int] = {}
     pad: Operator | None = None
+    readers = Counter(info.index for operator in operators for info in operator.inputs)
     for operator in operators:
         reads = tuple(alias.get(info.index, info.index) for info in operator.inputs)
         writes = operator.outputs[0].index if len(operator.outputs) == 1 else -1
         last = steps[-1] if steps else None
         if operator.kind in ("QUANTIZE", "DEQUANTIZE") and len(reads) == 1:
             alias[writes] = reads[0]
-        elif operator.kind == "RELU6" and last and reads == (last.writes,) and last.what.endswith("channels, NONE"):
-            steps[-1] = Step(last.operator, last.what.removesuffix("NONE") + "RELU6", last.reads, last.writes)
+        elif _activates(operator, last, reads) and readers[operator.inputs[0].index] == 1:
+            assert last is not None
+            steps[-1] = Step(last.operator, last.what.removesuffix("NONE") + operator.kind, last.reads, last.writes)
             alias[writes] = last.writes
         else:
             padding = ""
@@ -244,6 +299,16 @@ def _steps(operators: Sequence[Operator]) -> tuple[list[Step], dict[int, int]]:
             steps.append(Step(operator, describe(operator, padding), reads, writes))
         pad = operator if operator.kind == "PAD" else None
     return steps, alias
+
+
+def _activates(operator: Operator, last: Step | None, reads: tuple[int, ...]) -> bool:
+    """Whether an operator is the activation that the convolution before it leaves out."""
+    return (
+        operator.kind in ("RELU", "RELU6")
+        and last is not None
+        and reads == (last.writes,)
+        and last.what.endswith("channels, NONE")
+    )
 
 
 def _pads_same(pad: Operator, conv: Operator) -> bool:
@@ -257,6 +322,5 @@ def _pads_same(pad: Operator, conv: Operator) -> bool:
     ):
         if step < 1 or size < 1:
             return False
-        total = max((-(-size // step) - 1) * step + spread * (kernel - 1) + 1 - size, 0)
-        expected += [total // 2, total - total // 2]
+        expected += same_padding(size, kernel, step, spread)
     return list(amounts) == [*expected, 0, 0]

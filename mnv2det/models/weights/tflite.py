@@ -1,6 +1,7 @@
 """Reads TFLite files: the operators in execution order, their weights dequantised to float32.
 
-A damaged or hostile file ends in a `WeightsError`.
+Kinds and further attributes are named as in `tflite_schema`. A damaged or hostile file ends in a
+`WeightsError`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import hashlib
 import math
 import os
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mnv2det.errors import WeightsError
 from mnv2det.models.weights.flatbuffer import DamagedError, Table, scalar
+from mnv2det.models.weights.graph import Graph, Operator, TensorInfo, printable
 from mnv2det.models.weights.tflite_schema import ACTIVATIONS, CONSTANTS, KINDS, OPTIONS, PADDINGS, TYPES, WEIGHT_AXES
 
 MAGIC = b"TFL3"  # at byte 4
@@ -26,73 +27,6 @@ MAX_BYTES, MAX_OPERATORS, MAX_BUFFERS, MAX_INPUTS, MAX_RANK = 1 << 31, 10_000, 1
 
 # a zip of label files may be appended to the flatbuffer: nothing in the graph misses its end
 ARCHIVE_START, ARCHIVE_END, ARCHIVE_END_BYTES = re.compile(rb"PK\x03\x04[\x0a-\x3f]\x00"), b"PK\x05\x06", 22
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What the file says of one tensor.
-
-    Attributes:
-        index: In the file; operators are connected by it.
-        name: As in the file, at most 80 printable characters.
-        shape: (N, H, W, C) for feature maps; -1 or 1 where the file leaves a size open.
-        kind: ``FLOAT32``, ``INT8`` ... or ``TYPE_<n>``.
-        dtype: NumPy's name of it, empty for one this reader cannot decode.
-        scale: float32 (1,) or (channels,), None if not quantised.
-        zero_point: int64 of the same length, None if not quantised.
-        axis: The axis of per-channel scales.
-        buffer: Of its data in the file.
-    """
-
-    index: int
-    name: str
-    shape: tuple[int, ...]
-    kind: str
-    dtype: str
-    scale: NDArray[np.float32] | None
-    zero_point: NDArray[np.int64] | None
-    axis: int
-    buffer: int
-
-
-@dataclass
-class Operator:
-    """One step of the network.
-
-    Attributes:
-        index: In the file's execution order; steps that only unpack a constant are left out.
-        kind: The schema's name, or ``OP_<n>`` for one this reader has no name for.
-        inputs: Tensors it computes from (constants excluded).
-        outputs: Tensors it computes.
-        weight: float32 in torch's layout: (out, in, kh, kw), depthwise (channels, 1, kh, kw),
-            fully connected (out, in); None for operators without.
-        bias: float32 (out,), or None.
-        attributes: ``stride``, ``dilation``, ``filter`` as (vertical, horizontal) ints; ``padding``
-            and ``activation`` as names (``SAME``, ``RELU6``, ``NONE`` ...); others as in
-            `tflite_schema`.
-    """
-
-    index: int
-    kind: str
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
-    weight: NDArray[np.float32] | None = None
-    bias: NDArray[np.float32] | None = None
-    attributes: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Graph:
-    """A network: its operators in execution order, what it takes and what it gives.
-
-    Attributes:
-        sha256: Of the file.
-    """
-
-    operators: list[Operator]
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
-    sha256: str
 
 
 def read_tflite(path: str | os.PathLike[str]) -> Graph:
@@ -268,8 +202,7 @@ class _Reader:
         return self.known[index]
 
     def parse_info(self, index: int, table: Table) -> TensorInfo:
-        text = table.vector(3, "u1")[:80].tobytes().decode("utf-8", "replace")
-        name = "".join(letter if letter.isprintable() else "?" for letter in text)
+        name = printable(table.vector(3, "u1")[:80].tobytes().decode("utf-8", "replace"))
         shape, number, buffer = table.vector(0, "<i4"), table.scalar(1, "b"), table.scalar(2, "I")
         if len(shape) > MAX_RANK or buffer >= len(self.buffers):
             raise DamagedError(f"tensor '{name}' has {len(shape)} axes and buffer {buffer} of {len(self.buffers)}")

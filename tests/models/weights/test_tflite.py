@@ -9,7 +9,8 @@ import pytest
 from tflite_writer import RELU6, Layers, Writer
 
 from mnv2det.errors import WeightsError
-from mnv2det.models.weights.tflite import Graph, read_tflite
+from mnv2det.models.weights.graph import Graph
+from mnv2det.models.weights.tflite import read_tflite
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "weights"
 RELEASES = [

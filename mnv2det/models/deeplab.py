@@ -1,0 +1,181 @@
+"""Mobile DeepLabv3: segmentation on a dilated backbone (paper, section 6.3; docs/recipes.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mnv2det.errors import ConfigError
+from mnv2det.models.head import ClassRows, Dense
+from mnv2det.models.layers import Conv, ConvNorm, init_weights
+from mnv2det.ops.maps import enlarge, label
+from mnv2det.registry import HEADS
+from mnv2det.structures import IGNORE, FeatureInfo, Frame, Segmentation, Target
+
+RATES = (6, 12, 18)  # of ASPP at output stride 16
+
+
+@HEADS.register("mobile_deeplab")
+class MobileDeepLab(Dense):
+    """Image pooling beside a 1x1 convolution (and ASPP), joined; no decoder.
+
+    Give the backbone an ``output_stride`` of 16 or 8; the head reads whatever stride it finds.
+
+    Args:
+        features: The backbone's.
+        classes: K, with background where the data has one.
+        tap: Backbone feature it reads; published: the output of the last bottleneck.
+        channels: Of every branch (256).
+        aspp: Whether to add three dilated 3x3 branches, of rates 6, 12 and 18 at stride 16, twice
+            that at stride 8 (Table 7's second and fourth row).
+        dropout: Share of joined features zeroed in training.
+        auxiliary: Weight of a second loss on an earlier feature; 0 leaves its layers out.
+        auxiliary_tap: That feature.
+        class_weights: Weight of each class in the loss; null weighs all pixels alike.
+        hardest: Share of labelled pixels, those with the largest loss, that the loss counts
+            (TensorFlow's hard example mining); 1 counts all.
+        norm_eps: Of batch norm.
+        norm_momentum: Of batch norm.
+
+    Raises:
+        ConfigError: A value is out of its range.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("mask",)
+    class_key: ClassVar[str] = "mask"
+    structure: ClassVar[tuple[str, ...]] = ("tap", "channels", "aspp", "norm_eps")
+
+    def __init__(
+        self,
+        features: Mapping[str, FeatureInfo],
+        *,
+        classes: int,
+        tap: str = "block17",
+        channels: int = 256,
+        aspp: bool = False,
+        dropout: float = 0.1,
+        auxiliary: float = 0.0,
+        auxiliary_tap: str = "block13",
+        class_weights: tuple[float, ...] | None = None,
+        hardest: float = 1.0,
+        norm_eps: float = 1e-5,
+        norm_momentum: float = 0.03,
+    ) -> None:
+        super().__init__()
+        _check(classes, channels, dropout, auxiliary, class_weights, hardest)
+        self.tap, self.auxiliary_tap, self.auxiliary, self.hardest = tap, auxiliary_tap, auxiliary, hardest
+        self.taps = ("image", tap, *([auxiliary_tap] if auxiliary else []))
+        inputs, stride = features[tap]
+
+        def block(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> ConvNorm:
+            return ConvNorm(
+                inputs, outputs, kernel, dilation=dilation, act="relu", eps=norm_eps, momentum=norm_momentum
+            )
+
+        rates = [max(1, rate * 16 // stride) for rate in RATES] if aspp else []
+        self.pool = block(inputs, channels)
+        self.branches = nn.ModuleList([block(inputs, channels), *(block(inputs, channels, 3, r) for r in rates)])
+        self.join = block(channels * (2 + len(rates)), channels)
+        self.dropout = nn.Dropout(dropout)
+        self.classify = Conv(channels, classes, bias=True)
+        if auxiliary:
+            width = features[auxiliary_tap].channels
+            self.auxiliary_head = nn.Sequential(block(width, width, 3), Conv(width, classes, bias=True))
+        weights = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("class_weights", weights, persistent=False)
+        init_weights(self)
+
+    def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Classifies every position of the map.
+
+        Args:
+            features: The taps.
+
+        Returns:
+            ``logits`` (B, K, h, w) at the tap's stride, ``size`` float32 (2,): (H, W) of the input,
+            and ``auxiliary`` (B, K, h', w') if there is such a loss.
+        """
+        x = features[self.tap]
+        # resizing a single pooled value is repeating it
+        pooled = self.pool(x.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:])
+        joined = self.join(torch.cat([pooled, *(branch(x) for branch in self.branches)], dim=1))
+        height, width = features["image"].shape[-2:]
+        raw = {
+            "logits": self.classify(self.dropout(joined)),
+            "size": torch.tensor([float(height), float(width)], device=x.device),
+        }
+        if self.auxiliary:
+            raw["auxiliary"] = self.auxiliary_head(features[self.auxiliary_tap])
+        return raw
+
+    def loss(self, raw: Mapping[str, Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Cross-entropy over labelled pixels, at the size of the masks.
+
+        Args:
+            raw: From `forward`.
+            targets: Images without ``mask`` add nothing.
+
+        Returns:
+            ``seg`` and, with an auxiliary loss, ``auxiliary``.
+        """
+        found = {"seg": self._loss(raw["logits"], targets)}
+        if self.auxiliary:
+            found["auxiliary"] = self._loss(raw["auxiliary"], targets) * self.auxiliary
+        return found
+
+    def _loss(self, logits: Tensor, targets: Sequence[Target]) -> Tensor:
+        known = [index for index, target in enumerate(targets) if "mask" in target]
+        if not known:
+            return logits.float().sum() * 0
+        masks = torch.stack([targets[index]["mask"] for index in known]).to(logits.device)
+        logits = enlarge(logits[known] if len(known) < len(targets) else logits, (masks.shape[1], masks.shape[2]))
+        weights: Tensor | None = self.class_weights  # type: ignore[assignment]
+        if self.hardest == 1:
+            total = F.cross_entropy(logits, masks, weights, ignore_index=IGNORE, reduction="sum")
+            count = (masks != IGNORE).sum() if weights is None else _weigh(weights, masks)
+            return total / count.clamp(min=1e-6)
+        each = F.cross_entropy(logits, masks, weights, ignore_index=IGNORE, reduction="none").flatten()
+        labelled = int((masks != IGNORE).sum())
+        return each.topk(max(1, int(labelled * self.hardest))).values.mean()
+
+    def scores(self, raw: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
+        """Class probabilities float32 (B, K, H, W) at ``size``, to be averaged over scales."""
+        return enlarge(raw["logits"], size).softmax(dim=1)
+
+    def decode(self, raw: Mapping[str, Tensor], frames: Sequence[Frame]) -> list[Segmentation]:
+        """The likeliest class of every pixel, in the original size."""
+        height, width = (int(value) for value in raw["size"])
+        return label(enlarge(raw["logits"], (height, width)), frames)
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        """See `Head`."""
+        layers = ["classify", *(["auxiliary_head.1"] if self.auxiliary else [])]
+        return {f"{layer}.{part}": ClassRows() for layer in layers for part in ("weight", "bias")}
+
+
+def _weigh(weights: Tensor, masks: Tensor) -> Tensor:
+    """Sum of the weights of all labelled pixels."""
+    counts = torch.bincount(masks.flatten(), minlength=IGNORE + 1)[: len(weights)]
+    return (counts * weights).sum()
+
+
+def _check(
+    classes: int,
+    channels: int,
+    dropout: float,
+    auxiliary: float,
+    class_weights: tuple[float, ...] | None,
+    hardest: float,
+) -> None:
+    if not 1 <= classes <= IGNORE:
+        raise ConfigError(f"mobile_deeplab: 1 to {IGNORE} classes fit a mask, got {classes}")
+    if channels < 1 or not 0 <= dropout < 1 or auxiliary < 0 or not 0 < hardest <= 1:
+        raise ConfigError("mobile_deeplab: needs channels >= 1, 0 <= dropout < 1, auxiliary >= 0, 0 < hardest <= 1")
+    if class_weights is not None and (len(class_weights) != classes or min(class_weights) < 0):
+        raise ConfigError(
+            f"mobile_deeplab: class_weights: expected {classes} numbers of at least 0, got {list(class_weights)[:30]}"
+        )
