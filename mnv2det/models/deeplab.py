@@ -12,10 +12,11 @@ from torch.nn import functional as F
 from mnv2det.errors import ConfigError
 from mnv2det.models.head import ClassRows, Dense
 from mnv2det.models.layers import Conv, ConvNorm, init_weights
-from mnv2det.ops.maps import enlarge, label
+from mnv2det.ops.maps import enlarge, label, sample
 from mnv2det.registry import HEADS
 from mnv2det.structures import IGNORE, FeatureInfo, Frame, Segmentation, Target
 
+DETAIL_CHANNELS = 64
 RATES = (6, 12, 18)  # of ASPP at output stride 16
 
 
@@ -32,10 +33,15 @@ class MobileDeepLab(Dense):
         channels: Of every branch (256).
         aspp: Whether to add three dilated 3x3 branches, of rates 6, 12 and 18 at stride 16, twice
             that at stride 8 (Table 7's second and fourth row).
+        detail_tap: An earlier feature whose class scores are added at its finer stride, as in LR-ASPP
+            (Howard et al., arXiv 1905.02244, section 6.4); not published for this head, and what thin
+            objects need. Null leaves it out.
         dropout: Share of joined features zeroed in training.
         auxiliary: Weight of a second loss on an earlier feature; 0 leaves its layers out.
         auxiliary_tap: That feature.
         class_weights: Weight of each class in the loss; null weighs all pixels alike.
+        loss_stride: The loss reads every n-th row and column of the masks. Crops start anywhere, so all
+            pixels are seen in the end, for a fraction of the time.
         hardest: Share of labelled pixels, those with the largest loss, that the loss counts
             (TensorFlow's hard example mining); 1 counts all.
         norm_eps: Of batch norm.
@@ -47,7 +53,7 @@ class MobileDeepLab(Dense):
 
     needs: ClassVar[tuple[str, ...]] = ("mask",)
     class_key: ClassVar[str] = "mask"
-    structure: ClassVar[tuple[str, ...]] = ("tap", "channels", "aspp", "norm_eps")
+    structure: ClassVar[tuple[str, ...]] = ("tap", "channels", "aspp", "detail_tap", "norm_eps")
 
     def __init__(
         self,
@@ -57,7 +63,9 @@ class MobileDeepLab(Dense):
         tap: str = "block17",
         channels: int = 256,
         aspp: bool = False,
+        detail_tap: str | None = None,
         dropout: float = 0.1,
+        loss_stride: int = 1,
         auxiliary: float = 0.0,
         auxiliary_tap: str = "block13",
         class_weights: tuple[float, ...] | None = None,
@@ -66,9 +74,10 @@ class MobileDeepLab(Dense):
         norm_momentum: float = 0.03,
     ) -> None:
         super().__init__()
-        _check(classes, channels, dropout, auxiliary, class_weights, hardest)
+        _check(classes, channels, dropout, loss_stride, auxiliary, class_weights, hardest)
         self.tap, self.auxiliary_tap, self.auxiliary, self.hardest = tap, auxiliary_tap, auxiliary, hardest
-        self.taps = ("image", tap, *([auxiliary_tap] if auxiliary else []))
+        self.loss_stride, self.detail_tap = loss_stride, detail_tap
+        self.taps = ("image", tap, *([auxiliary_tap] if auxiliary else []), *([detail_tap] if detail_tap else []))
         inputs, stride = features[tap]
 
         def block(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> ConvNorm:
@@ -82,6 +91,10 @@ class MobileDeepLab(Dense):
         self.join = block(channels * (2 + len(rates)), channels)
         self.dropout = nn.Dropout(dropout)
         self.classify = Conv(channels, classes, bias=True)
+        if detail_tap:
+            self.detail = nn.Sequential(
+                block(features[detail_tap].channels, DETAIL_CHANNELS), Conv(DETAIL_CHANNELS, classes, bias=True)
+            )
         if auxiliary:
             width = features[auxiliary_tap].channels
             self.auxiliary_head = nn.Sequential(block(width, width, 3), Conv(width, classes, bias=True))
@@ -96,16 +109,20 @@ class MobileDeepLab(Dense):
             features: The taps.
 
         Returns:
-            ``logits`` (B, K, h, w) at the tap's stride, ``size`` float32 (2,): (H, W) of the input,
-            and ``auxiliary`` (B, K, h', w') if there is such a loss.
+            ``logits`` (B, K, h, w) at the stride of the tap or the detail tap, ``size`` float32 (2,):
+            (H, W) of the input, and ``auxiliary`` (B, K, h', w') if there is such a loss.
         """
         x = features[self.tap]
         # resizing a single pooled value is repeating it
         pooled = self.pool(x.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:])
         joined = self.join(torch.cat([pooled, *(branch(x) for branch in self.branches)], dim=1))
         height, width = features["image"].shape[-2:]
+        logits = self.classify(self.dropout(joined))
+        if self.detail_tap:
+            detail = self.detail(features[self.detail_tap])
+            logits = enlarge(logits, (detail.shape[-2], detail.shape[-1])) + detail
         raw = {
-            "logits": self.classify(self.dropout(joined)),
+            "logits": logits,
             "size": torch.tensor([float(height), float(width)], device=x.device),
         }
         if self.auxiliary:
@@ -132,7 +149,12 @@ class MobileDeepLab(Dense):
         if not known:
             return logits.float().sum() * 0
         masks = torch.stack([targets[index]["mask"] for index in known]).to(logits.device)
-        logits = enlarge(logits[known] if len(known) < len(targets) else logits, (masks.shape[1], masks.shape[2]))
+        logits = logits[known] if len(known) < len(targets) else logits
+        if self.loss_stride == 1:
+            logits = enlarge(logits, (masks.shape[1], masks.shape[2]))
+        else:
+            logits = sample(logits, (masks.shape[1], masks.shape[2]), self.loss_stride)
+            masks = masks[:, :: self.loss_stride, :: self.loss_stride].contiguous()
         weights: Tensor | None = self.class_weights  # type: ignore[assignment]
         if self.hardest == 1:
             total = F.cross_entropy(logits, masks, weights, ignore_index=IGNORE, reduction="sum")
@@ -154,6 +176,7 @@ class MobileDeepLab(Dense):
     def class_rows(self) -> dict[str, ClassRows]:
         """See `Head`."""
         layers = ["classify", *(["auxiliary_head.1"] if self.auxiliary else [])]
+        layers += ["detail.1"] if self.detail_tap else []
         return {f"{layer}.{part}": ClassRows() for layer in layers for part in ("weight", "bias")}
 
 
@@ -167,14 +190,17 @@ def _check(
     classes: int,
     channels: int,
     dropout: float,
+    loss_stride: int,
     auxiliary: float,
     class_weights: tuple[float, ...] | None,
     hardest: float,
 ) -> None:
     if not 1 <= classes <= IGNORE:
         raise ConfigError(f"mobile_deeplab: 1 to {IGNORE} classes fit a mask, got {classes}")
-    if channels < 1 or not 0 <= dropout < 1 or auxiliary < 0 or not 0 < hardest <= 1:
-        raise ConfigError("mobile_deeplab: needs channels >= 1, 0 <= dropout < 1, auxiliary >= 0, 0 < hardest <= 1")
+    if channels < 1 or loss_stride < 1 or not 0 <= dropout < 1 or auxiliary < 0 or not 0 < hardest <= 1:
+        raise ConfigError(
+            "mobile_deeplab: needs channels and loss_stride >= 1, 0 <= dropout < 1, auxiliary >= 0, 0 < hardest <= 1"
+        )
     if class_weights is not None and (len(class_weights) != classes or min(class_weights) < 0):
         raise ConfigError(
             f"mobile_deeplab: class_weights: expected {classes} numbers of at least 0, got {list(class_weights)[:30]}"

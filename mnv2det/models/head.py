@@ -41,6 +41,14 @@ class Head(nn.Module, ABC):
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Raw tensors; the same in train and eval mode, and exportable."""
 
+    def infer(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What an export computes: of `forward`'s tensors those that `decode` reads, without those of `fixed`."""
+        return self.forward(features)
+
+    def fixed(self, size: tuple[int, int]) -> dict[str, Tensor]:
+        """Those of `forward`'s tensors that follow from the input's (H, W) alone; none by default."""
+        return {}
+
     @abstractmethod
     def loss(self, raw: Mapping[str, Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
         """Named scalars to be summed; zero with a gradient where nothing is annotated."""

@@ -108,7 +108,12 @@ class MobileNetV2(Backbone):
                 found[name] = value
             if wanted <= found.keys():
                 break
-        return {tap: self._read(tap, found[split_tap(tap)[0]]) for tap in taps}
+        # the last convolution is a 1x1, so the positions that nobody reads need not be computed
+        strides = [split_tap(tap)[1] or self.features[tap].stride for tap in taps if split_tap(tap)[0] == "last"]
+        if strides and self.last is not None:
+            finest = f"block{len(self.blocks)}/{min(strides)}"
+            found["last"] = self.last(self._read(finest, value))
+        return {tap: self._read(tap, found[split_tap(tap)[0]], min(strides, default=0)) for tap in taps}
 
     def truncate(self, taps: Iterable[str]) -> None:
         """Drops the layers that no tap needs, so that they are neither stored nor counted."""
@@ -137,9 +142,9 @@ class MobileNetV2(Backbone):
             yield f"block{number}.expand", widened
             x = block.finish(x, widened)
             yield f"block{number}", x
-        if self.last is not None:
-            yield "last", self.last(x)
 
-    def _read(self, tap: str, value: Tensor) -> Tensor:
+    def _read(self, tap: str, value: Tensor, last: int = 0) -> Tensor:
+        """A feature at the stride its tap asks for; ``last`` is the stride the last one was computed at."""
         name, stride = split_tap(tap)
-        return value if stride is None else subsample(value, stride // self.features[name].stride, self.padding)
+        own = last if name == "last" else self.features[name].stride
+        return value if stride is None else subsample(value, stride // own, self.padding)

@@ -129,6 +129,8 @@ class SSDLite(Head):
             return nn.Sequential(block(inputs, inputs, 3, groups=inputs), Conv(inputs, outputs, bias=True))
 
         widths = [features[tap].channels for tap in taps] + list(extras)
+        strides = [features[tap].stride for tap in taps]
+        self.strides = strides + [strides[-1] * 2 ** (number + 1) for number in range(len(extras))]
         first = len(taps) - 1
         self.extras = nn.ModuleList(extra(a, b) for a, b in zip(widths[first:], widths[first + 1 :], strict=False))
         counts = [len(shapes) for shapes in self.shapes]
@@ -153,6 +155,21 @@ class SSDLite(Head):
             float32 (A, 4) xyxy in input pixels.
         """
         height, width = features["image"].shape[-2:]
+        raw, maps = self._predict(features)
+        anchors = make_anchors(maps, self.shapes, (int(height), int(width)))
+        return {**raw, "anchors": anchors.to(raw["logits"].device)}
+
+    def infer(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `Head`: ``logits`` and ``codes``."""
+        return self._predict(features)[0]
+
+    def fixed(self, size: tuple[int, int]) -> dict[str, Tensor]:
+        """See `Head`: ``anchors``."""
+        levels = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in self.strides]
+        return {"anchors": make_anchors(tuple(levels), self.shapes, size)}
+
+    def _predict(self, features: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[tuple[int, int], ...]]:
+        """Logits and codes of all levels, and the levels' sizes."""
         levels = [features[tap] for tap in self.taps[1:]]
         for extra in self.extras:
             levels.append(extra(levels[-1]))
@@ -163,13 +180,8 @@ class SSDLite(Head):
         codes = [
             self._flatten(predictor(level), 4) for predictor, level in zip(self.box_predictors, levels, strict=True)
         ]
-        maps = tuple((int(level.shape[-2]), int(level.shape[-1])) for level in levels)
-        device = levels[0].device
-        return {
-            "logits": torch.cat(logits, dim=1),
-            "codes": torch.cat(codes, dim=1),
-            "anchors": make_anchors(maps, self.shapes, (int(height), int(width))).to(device),
-        }
+        maps = tuple((level.shape[-2], level.shape[-1]) for level in levels)
+        return {"logits": torch.cat(logits, dim=1), "codes": torch.cat(codes, dim=1)}, maps
 
     def loss(self, raw: Mapping[str, Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
         """Class and box loss, divided by the matched anchors of the batch.
@@ -205,22 +217,28 @@ class SSDLite(Head):
 
     def decode(self, raw: Mapping[str, Tensor], frames: Sequence[Frame]) -> list[Detections]:
         """Boxes after score threshold and NMS within each class, in original pixels."""
-        logits = raw["logits"].float()
-        scores = (logits.softmax(dim=-1) if self.softmax else logits.sigmoid())[..., 1:]
-        boxes = decode(raw["codes"].float(), raw["anchors"])
+        logits, codes, anchors = (raw[name].float().cpu() for name in ("logits", "codes", "anchors"))
+        # what rises with the score is enough to choose by: few logits become scores, few codes boxes
+        evidence = logits[..., 1:]
+        if self.softmax:
+            evidence = evidence - logits.logsumexp(dim=-1, keepdim=True)
         results = []
-        for image, ((original_height, original_width), (used_height, used_width)) in enumerate(frames):
+        for image, ((original_height, original_width), used) in enumerate(frames):
+
+            def boxes(at: Tensor, image: int = image, used: tuple[int, int] = used) -> Tensor:
+                return clip(decode(codes[image, at], anchors[at]), used)
+
             found, best, labels = class_nms(
-                clip(boxes[image], (used_height, used_width)),
-                scores[image],
-                threshold=self.score_threshold,
+                boxes,
+                evidence[image],
+                threshold=_evidence(self.score_threshold, self.softmax),
                 iou=self.nms_iou,
                 keep=self.max_detections,
             )
-            factor = found.new_tensor([original_width / used_width, original_height / used_height] * 2)
+            factor = found.new_tensor([original_width / used[1], original_height / used[0]] * 2)
             # once more, as scaling rounds
             found = clip(found * factor, (original_height, original_width))
-            results.append(Detections(found, best, labels))
+            results.append(Detections(found, best.exp() if self.softmax else best.sigmoid(), labels))
         return results
 
     def class_rows(self) -> dict[str, ClassRows]:
@@ -247,6 +265,13 @@ class SSDLite(Head):
             odds = math.log(prior / (1 - prior))
             bias[:, 1:] = odds
             bias[:, 0] = 0.0 if self.softmax else -odds
+
+
+def _evidence(score: float, softmax: bool) -> float:
+    """The log-probability or logit of a score."""
+    if score <= 0:
+        return -math.inf
+    return math.log(score) if softmax else math.inf if score >= 1 else math.log(score / (1 - score))
 
 
 def pad_targets(targets: Sequence[Target], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:

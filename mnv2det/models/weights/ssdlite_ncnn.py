@@ -25,15 +25,10 @@ from mnv2det.models.weights.ncnn import read_ncnn
 from mnv2det.models.weights.ncnn_layers import REST
 from mnv2det.ops.anchors import Shape, level_shapes
 from mnv2det.ops.boxes import CENTER_SCALE, SIZE_SCALE
-from mnv2det.structures import Preprocess
+from mnv2det.structures import VOC_CLASSES, Preprocess
 
 TAPS = ("block14.expand", "last")
 PADDINGS: tuple[Padding, ...] = ("same", "symmetric")
-# the order of PASCAL VOC's own development kit
-VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
-    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
 # far above any detector of this family; they bound what a hostile file can cost
 MAX_LEVELS, MAX_SHAPES, MAX_CLASSES = 16, 64, 10_000
 LEAST, GREATEST = 1e-3, 1e4  # side in pixels, ratio or variance

@@ -30,11 +30,11 @@ SIZE = 65
 RELEASE = "weights/deeplabv3_mnv2_pascal_quant.tflite"
 
 
-def random_deeplab(width: float = 0.35, classes: int = 21, **head: object) -> Model:
+def random_deeplab(width: float = 0.35, classes: int = 21, stride: int = 16, **head: object) -> Model:
     """A segmenter whose norms are far from the identity and whose masks show many classes."""
     torch.manual_seed(0)
     model = assemble(
-        {"name": "mobilenet_v2", "args": {"width": width, "padding": "same", "output_stride": 16}},
+        {"name": "mobilenet_v2", "args": {"width": width, "padding": "same", "output_stride": stride}},
         {"seg": {"name": "mobile_deeplab", "args": head}},
         classes={"seg": [f"c{n}" for n in range(classes)]},
         preprocess=Preprocess((SIZE, SIZE), HALF, HALF, "pad"),
@@ -82,14 +82,15 @@ def refusal(data: bytes, folder: Path) -> str:
     return text.removeprefix(f"{source}: ")
 
 
-@pytest.mark.parametrize("width", [0.35, 1.0])
-@pytest.mark.parametrize("end", [True, False], ids=["masks", "logits"])
-def test_a_float_file_gives_the_same_function(width: float, end: bool, tmp_path: Path) -> None:
-    model, path = random_deeplab(width), tmp_path / "net.tflite"
+@pytest.mark.parametrize(
+    ("width", "stride", "end"), [(0.35, 16, True), (1.0, 16, False), (0.35, 8, True), (0.5, 32, True)]
+)
+def test_a_float_file_gives_the_same_function(width: float, stride: int, end: bool, tmp_path: Path) -> None:
+    model, path = random_deeplab(width, stride=stride), tmp_path / "net.tflite"
     path.write_bytes(write_deeplab(model, SIZE, end=end))
     tensors, header = convert_tflite(path)
     assert header.backbone["name"] == "mobilenet_v2"
-    wanted = {"width": width, "padding": "same", "output_stride": 16, "norm_eps": 1e-3}
+    wanted = {"width": width, "padding": "same", "output_stride": stride, "norm_eps": 1e-3}
     assert {key: header.backbone["args"][key] for key in wanted} == wanted
     assert header.classes == {"seg": ["background", *VOC_CLASSES]}
     assert header.preprocess == Preprocess((SIZE, SIZE), HALF, HALF, "pad")
@@ -308,6 +309,12 @@ def test_photographs_make_it_trainable_and_change_nothing(deeplab: Model, photog
     assert read_header(learned).provenance["norm_images"] == 10
     model, _ = from_file(str(learned))
     torch.testing.assert_close(logits(model, images), logits(deeplab, images), rtol=1e-3, atol=1e-3)
+    # train mode, which normalises by the batch, computes the same on these pictures
+    pictures = [fit(read_image(path), model.preprocess)[0][:SIZE, :SIZE] for path in Path(photographs).glob("*.png")]
+    inputs = model.normalize(torch.stack([torch.from_numpy(picture).permute(2, 0, 1) for picture in pictures]))
+    wanted = logits(model, inputs)
+    model.train().heads["seg"].dropout.eval()
+    torch.testing.assert_close(logits(model, inputs), wanted, rtol=1e-3, atol=1e-2)
     assert model.heads["seg"].pool.norm.running_mean.abs().max() > 0
     started = start_from(learned)
     assert started.preprocess.fit == "pad"

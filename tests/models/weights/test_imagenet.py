@@ -267,6 +267,12 @@ def test_releases_agree_with_the_reference_interpreter(release: str) -> None:
 
 
 @pytest.mark.shared
-def test_deeplab_release_is_refused() -> None:
-    with pytest.raises(WeightsError, match=r"operator 48 is DEPTHWISE_CONV_2D 3x3 stride 1 .* expected .* stride 2"):
-        convert_tflite(shared("weights/deeplabv3_mnv2_pascal_quant.tflite"))
+def test_releases_that_are_cut_off_or_named_by_others_labels_are_refused(tmp_path: Path) -> None:
+    segmenter = "deeplabv3_mnv2_pascal_quant.tflite"
+    for release in [*RELEASES, segmenter]:
+        data = shared(f"weights/{release}").read_bytes()
+        (tmp_path / "cut.tflite").write_bytes(data[: len(data) // 2])
+        with pytest.raises(WeightsError, match=r"cut\.tflite: truncated, damaged or unsupported TFLite file"):
+            convert_tflite(tmp_path / "cut.tflite")
+    with pytest.raises(WeightsError, match=r"imagenet_labels\.txt: 1001 class names, but the network has 21 outputs"):
+        convert_tflite(shared(f"weights/{segmenter}"), labels=shared("weights/imagenet_labels.txt"))

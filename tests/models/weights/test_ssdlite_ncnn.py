@@ -16,8 +16,8 @@ from mnv2det.models.model import Model, from_file
 from mnv2det.models.weights.files import save_weights
 from mnv2det.models.weights.ncnn_layers import parse_param, read_bin
 from mnv2det.models.weights.reestimate import reestimate
-from mnv2det.models.weights.ssdlite_ncnn import VOC_CLASSES, convert_ncnn
-from mnv2det.structures import Preprocess
+from mnv2det.models.weights.ssdlite_ncnn import convert_ncnn
+from mnv2det.structures import VOC_CLASSES, Preprocess
 
 HALF = (0.5, 0.5, 0.5)
 Outputs = tuple[Tensor, dict[str, Tensor]]
