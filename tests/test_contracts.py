@@ -26,7 +26,7 @@ CLASSES = {"labels": ["a", "b", "c"], "mask": ["background", "a", "b", "c"], "la
 
 
 def test_there_is_something_to_check():
-    assert len(CONFIGS) >= 4
+    assert len(CONFIGS) >= 11
     assert {"ssdlite_coco", "ssdlite_voc", "ssdlite_shapes", "ssdlite_bccd"} <= {path.stem for path in CONFIGS}
     assert DATASETS.names() == ["coco", "shapes", "voc"]
 
@@ -133,3 +133,15 @@ def test_config_builds_and_runs_a_step(path: Path):
     for task, evaluator in evaluators.items():
         evaluator.update(0, results[task][0], batch.truths[0])
         assert 0 <= evaluator.compute()[evaluator.main] <= 1
+
+
+def test_every_head_names_its_class_rows():
+    backbone = BACKBONES.get("mobilenet_v2")(width=0.35)
+    for name in HEADS.names():
+        head = HEADS.get(name)(backbone.features, classes=7)
+        parameters = dict(head.named_parameters())
+        rows = head.class_rows()
+        assert rows, name
+        for parameter, part in rows.items():
+            assert parameters[parameter].shape[0] == part.groups * (part.private + 7), parameter
+        assert set(head.structure) <= set(HEADS.complete(name, {}))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mnv2det.errors import ConfigError
 from mnv2det.models.head import ClassRows, Dense
 from mnv2det.models.layers import Conv, ConvNorm, init_weights
-from mnv2det.ops.maps import enlarge, label, sample
+from mnv2det.ops.maps import enlarge, label_enlarged, sample
 from mnv2det.registry import HEADS
 from mnv2det.structures import IGNORE, FeatureInfo, Frame, Segmentation, Target
 
@@ -53,7 +53,8 @@ class MobileDeepLab(Dense):
 
     needs: ClassVar[tuple[str, ...]] = ("mask",)
     class_key: ClassVar[str] = "mask"
-    structure: ClassVar[tuple[str, ...]] = ("tap", "channels", "aspp", "detail_tap", "norm_eps")
+    structure: ClassVar[tuple[str, ...]] = ("tap", "channels", "aspp", "norm_eps")
+    optional: ClassVar[tuple[str, ...]] = ("detail.", "auxiliary_head.")
 
     def __init__(
         self,
@@ -112,22 +113,28 @@ class MobileDeepLab(Dense):
             ``logits`` (B, K, h, w) at the stride of the tap or the detail tap, ``size`` float32 (2,):
             (H, W) of the input, and ``auxiliary`` (B, K, h', w') if there is such a loss.
         """
+        height, width = features["image"].shape[-2:]
+        raw = {**self.infer(features), **self.fixed((height, width))}
+        raw["size"] = raw["size"].to(raw["logits"].device)
+        if self.auxiliary:
+            raw["auxiliary"] = self.auxiliary_head(features[self.auxiliary_tap])
+        return raw
+
+    def infer(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `Head`: ``logits``."""
         x = features[self.tap]
         # resizing a single pooled value is repeating it
         pooled = self.pool(x.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:])
         joined = self.join(torch.cat([pooled, *(branch(x) for branch in self.branches)], dim=1))
-        height, width = features["image"].shape[-2:]
         logits = self.classify(self.dropout(joined))
         if self.detail_tap:
             detail = self.detail(features[self.detail_tap])
             logits = enlarge(logits, (detail.shape[-2], detail.shape[-1])) + detail
-        raw = {
-            "logits": logits,
-            "size": torch.tensor([float(height), float(width)], device=x.device),
-        }
-        if self.auxiliary:
-            raw["auxiliary"] = self.auxiliary_head(features[self.auxiliary_tap])
-        return raw
+        return {"logits": logits}
+
+    def fixed(self, size: tuple[int, int]) -> dict[str, Tensor]:
+        """See `Head`: ``size``."""
+        return {"size": torch.tensor([float(size[0]), float(size[1])])}
 
     def loss(self, raw: Mapping[str, Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
         """Cross-entropy over labelled pixels, at the size of the masks.
@@ -171,7 +178,7 @@ class MobileDeepLab(Dense):
     def decode(self, raw: Mapping[str, Tensor], frames: Sequence[Frame]) -> list[Segmentation]:
         """The likeliest class of every pixel, in the original size."""
         height, width = (int(value) for value in raw["size"])
-        return label(enlarge(raw["logits"], (height, width)), frames)
+        return label_enlarged(raw["logits"], (height, width), frames)
 
     def class_rows(self) -> dict[str, ClassRows]:
         """See `Head`."""

@@ -30,12 +30,14 @@ class Head(nn.Module, ABC):
         class_key: Target key whose class names count its classes: ``labels``, ``mask`` or ``label``.
         structure: Arguments that must agree with weights for these to mean the same; training from
             a file takes them from there.
+        optional: Beginnings of the names of layers that a file may lack; they start anew then.
     """
 
     taps: tuple[str, ...]
     needs: ClassVar[tuple[str, ...]]
     class_key: ClassVar[str]
     structure: ClassVar[tuple[str, ...]] = ()
+    optional: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:

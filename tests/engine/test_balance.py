@@ -62,6 +62,14 @@ def test_a_task_that_the_batch_does_not_teach_keeps_its_weight(targets: list[Tar
     assert {task for task, weight in weights_of(balance).items() if weight != before[task]} == taught
 
 
+def test_the_penalty_of_nothing_is_zero_with_a_gradient() -> None:
+    balance = TaskBalance({"det": 2.0, "seg": 0.25}, NEEDS)
+    penalty = balance.penalty([{}])
+    penalty.backward()
+    assert float(penalty.detach()) == 0
+    assert [float(value.grad) for value in balance.log_variances.values()] == [0, 0]
+
+
 def test_constant_losses_lead_to_weights_inverse_to_them() -> None:
     losses = {"det": 4.0, "seg": 0.3}
     balance = TaskBalance({"det": 1.0, "seg": 1.0}, NEEDS)

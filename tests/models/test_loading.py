@@ -141,3 +141,40 @@ def test_nothing_is_half_written(tmp_path, monkeypatch):
         save_weights(tmp_path / "w.safetensors", model.state_dict(), model.header())
     assert (tmp_path / "w.safetensors").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def segmenter(**args: object) -> Model:
+    return assemble(
+        {"name": "mobilenet_v2", "args": {"width": 0.35, "output_stride": 16}},
+        {"seg": {"name": "mobile_deeplab", "args": {"channels": 16, **args}}},
+        classes={"seg": NAMES},
+        preprocess=Preprocess((64, 96)),
+    )
+
+
+def test_a_joint_model_starts_from_a_segmenter_which_lacks_the_last_layer(tmp_path):
+    """The detail branch is new as well: it adds nothing at first, so the masks stay what they were."""
+    old = segmenter()
+    torch.nn.init.normal_(old.heads["seg"].classify.bias)
+    save_weights(tmp_path / "seg.safetensors", old.state_dict(), old.header())
+    config = ModelConfig(input_size=[64, 96], weights=str(tmp_path / "seg.safetensors"))
+    tasks = {
+        "det": TaskConfig(head=Component("ssdlite", {"extras": [16, 16]})),
+        "seg": TaskConfig(head=Component("mobile_deeplab", {"detail_tap": "block3"})),
+    }
+    new, notes = from_config(config, tasks, {"det": NAMES, "seg": NAMES})
+    said = "; ".join(notes)
+    assert "backbone.last starts from random weights (the file ends before it)" in said
+    assert "loaded heads.seg" in said
+    assert "detail starts from fresh weights" in said
+    assert not new.heads["seg"].detail[1].weight.any()
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        wanted, found = (model.eval()(images)["seg"] for model in (old, new))
+    assert wanted["logits"].std() > 0.1
+    size = (64, 96)
+    torch.testing.assert_close(
+        new.heads["seg"].scores(found, size), old.heads["seg"].scores(wanted, size), rtol=0, atol=0.1
+    )
+    same = torch.nn.functional.interpolate(wanted["logits"], (16, 24), mode="bilinear", align_corners=True)
+    torch.testing.assert_close(found["logits"], same, rtol=1e-4, atol=1e-4)

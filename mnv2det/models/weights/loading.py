@@ -133,10 +133,16 @@ def load_into(model: Model, tensors: Mapping[str, Tensor], header: Header, *, wh
     """
     own: dict[str, Tensor] = model.state_dict()
     names = [name for name in own if name.startswith("backbone.")]
+    notes = []
+    # a segmenter's file ends before the last convolution, which a detector reads
+    if not any(name.startswith("backbone.last.") for name in tensors):
+        fresh = [name for name in names if name.startswith("backbone.last.")]
+        names = [name for name in names if name not in fresh]
+        notes += [f"{where}: backbone.last starts from random weights (the file ends before it)"] if fresh else []
     if wrong := [problem for name in names if (problem := _misfit(name, own[name], tensors))]:
         raise WeightsError(f"{where}: {len(wrong)} of {len(names)} backbone tensors do not fit: {'; '.join(wrong[:3])}")
     chosen = {name: tensors[name] for name in names}
-    notes = [f"{where}: loaded backbone ({len(names)} tensors)"]
+    notes.append(f"{where}: loaded backbone ({len(names)} tensors)")
     used = set()
     for task in model.heads:
         source = head_source(task, model.spec["heads"][task]["name"], header)
@@ -170,21 +176,30 @@ def _head_tensors(
     prefix, names, old = f"heads.{task}.", model.classes[task], header.classes[source]
     rows = head.class_rows() if names != old else {}
     found: dict[str, Tensor] = {}
+    fresh: set[str] = set()
     for name in (name for name in own if name.startswith(prefix)):
         other = f"heads.{source}.{name.removeprefix(prefix)}"
         part = rows.get(name.removeprefix(prefix))
+        if other not in tensors and name.removeprefix(prefix).startswith(head.optional):
+            layer, _, rest = name.removeprefix(prefix).partition(".")
+            fresh.add(layer)
+            if rest == "1.weight":
+                # what they add starts from nothing, so that the head goes on as it was
+                found[name] = torch.zeros_like(own[name])
+            continue
         if part is not None and other in tensors:
             found[name] = _keep_rows(own[name], tensors[other], part, names, old)
         elif problem := _misfit(other, own[name], tensors):
             return {}, f"{anew} ({problem})"
         else:
             found[name] = tensors[other]
+    but = f"; {', '.join(sorted(fresh))} starts from fresh weights" if fresh else ""
     if names == old:
-        return found, f"loaded heads.{task} ({len(found)} tensors)"
+        return found, f"loaded heads.{task} ({len(found)} tensors){but}"
     same = [name for name in names if name in old]
     kept_names = f"{', '.join(same[:8])}{' ...' if len(same) > 8 else ''} keep theirs" if same else "none keeps its own"
-    fresh = len(names) - len(same)
-    return found, f"loaded heads.{task} but for its class rows: {fresh} of {len(names)} start anew, {kept_names}"
+    count = len(names) - len(same)
+    return found, f"loaded heads.{task} but for its class rows: {count} of {len(names)} start anew, {kept_names}{but}"
 
 
 def _keep_rows(own: Tensor, theirs: Tensor, part: ClassRows, names: Sequence[str], old: Sequence[str]) -> Tensor:
