@@ -103,15 +103,26 @@ def build_parser() -> argparse.ArgumentParser:
     _add_device(verb)
     _add_json(verb)
 
-    verb = _verb(verbs, "predict", _predict, "write annotated pictures, masks and a COCO-style json")
+    verb = _verb(verbs, "predict", _predict, "write annotated pictures and videos, masks, json, csv and xml")
     verb.add_argument("source", metavar="RUN", help="a run folder or a .safetensors file")
-    verb.add_argument("inputs", nargs="+", metavar="IMAGE", help="images and folders of images")
+    verb.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="images, videos, folders of them, patterns in quotes ('day*/**/*.jpg'), camera:0 (until Ctrl-C)",
+    )
     verb.add_argument("--out", metavar="DIR", default="predictions", help="output folder (default: %(default)s)")
     verb.add_argument(
         "--threshold", type=float, default=0.3, metavar="T", help="least score shown (default: %(default)s)"
     )
     verb.add_argument("--batch-size", type=int, default=8, metavar="N", help="images per pass (default: %(default)s)")
-    verb.add_argument("--no-pictures", action="store_true", help="write the json alone")
+    verb.add_argument(
+        "--formats",
+        metavar="LIST",
+        help="what to write, of json,voc,csv,masks,pictures (default: json,pictures and a segmenter's masks)",
+    )
+    verb.add_argument("--no-pictures", action="store_true", help="no annotated pictures and videos")
+    verb.add_argument("--every", type=int, default=1, metavar="N", help="look at every N-th frame of a video")
     _add_device(verb)
     _add_json(verb)
 
@@ -212,25 +223,33 @@ def _eval(given: argparse.Namespace) -> int:
 
 
 def _predict(given: argparse.Namespace) -> int:
-    if not 0 <= given.threshold <= 1 or given.batch_size < 1:
-        raise ConfigError("--threshold must be from 0 to 1, --batch-size at least 1")
+    if not 0 <= given.threshold <= 1 or given.batch_size < 1 or given.every < 1:
+        raise ConfigError("--threshold must be from 0 to 1, --batch-size and --every at least 1")
     from mnv2det.deploy.predict import predict
+    from mnv2det.engine.interrupt import stop_requests
 
-    summary = predict(
-        given.source,
-        given.inputs,
-        output=given.out,
-        threshold=given.threshold,
-        batch_size=given.batch_size,
-        pictures=not given.no_pictures,
-        device=given.device,
-    )
+    with stop_requests() as stop:
+        summary = predict(
+            given.source,
+            given.inputs,
+            output=given.out,
+            threshold=given.threshold,
+            batch_size=given.batch_size,
+            pictures=not given.no_pictures,
+            formats=None if given.formats is None else [name.strip() for name in given.formats.split(",")],
+            every=given.every,
+            device=given.device,
+            stop=stop,
+        )
     for name, classes in summary["classes"].items():
         print(f"{name}: " + ", ".join(f"{entry['name']} {entry['score']:.3f}" for entry in classes))
     print(f"{summary['images']} images, {summary['detections']} detections -> {summary['output']}")
     for line in summary["failed"]:
         print(f"mnv2det: failed: {line}", file=sys.stderr)
     _write_json(given, summary)
+    if summary["stopped"]:
+        print("mnv2det: interrupted; what was done is written", file=sys.stderr)
+        return 130
     return 1 if summary["failed"] else 0
 
 

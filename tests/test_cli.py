@@ -138,6 +138,16 @@ def test_predict_goes_on_after_a_broken_picture_and_exits_1(run: Path, tmp_path:
     assert "bad.jpg: truncated JPEG" in errors
 
 
+def test_predict_writes_the_formats_that_are_named(run: Path, tmp_path: Path, capsys):
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((40, 50, 3), 99, np.uint8))
+    arguments = ["predict", str(run), str(tmp_path / "*.png"), "--out", str(tmp_path / "out"), "--threshold", "0.001"]
+    assert main([*arguments, "--formats", "voc,csv"]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*.*")) == ["a.xml", "predictions.csv"]
+    assert (tmp_path / "out/predictions.csv").read_text().startswith("file,frame,class,score,x1,y1,x2,y2\n")
+    assert main([*arguments, "--formats", "voc,cvs"]) == 2
+    assert capsys.readouterr().err == "mnv2det: formats: no format 'cvs'; did you mean 'csv'?\n"
+
+
 def test_grid_draws_predictions_beside_truth(run: Path):
     assert main(["grid", str(run), "--count", "2"]) == 0
     picture = cv2.imread(str(run / "predictions.png"))
@@ -183,6 +193,10 @@ def test_grid_draws_predictions_beside_truth(run: Path):
         (
             ["predict", "configs", "x.jpg"],
             "configs: no best.safetensors in this folder; has the run been evaluated yet?",
+        ),
+        (
+            ["predict", "configs", "x.mp4", "--every", "0"],
+            "--threshold must be from 0 to 1, --batch-size and --every at least 1",
         ),
         (
             ["train", "configs/ssdlite_coco.yaml", "data.root=/nonexistent"],

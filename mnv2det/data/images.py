@@ -14,6 +14,7 @@ from mnv2det.errors import DataError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 JPEG_START = b"\xff\xd8"
+PNG_START = b"\x89PNG\r\n\x1a\n"
 # in coded data a marker is 0xFF before anything but a stuffed zero, a restart or another 0xFF
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
@@ -24,7 +25,8 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     A truncated JPEG is refused, although OpenCV would fill its missing rows with grey.
 
     Args:
-        path: The file; grey, 16-bit and alpha pictures are converted, EXIF rotation is applied.
+        path: The file. Grey and CMYK become RGB, of 16 bits the upper eight are kept, alpha is
+            dropped (the colours below it stay), EXIF rotation is applied.
 
     Returns:
         uint8 (H, W, 3), RGB.
@@ -47,6 +49,8 @@ def decode_image(data: bytes, *, where: str) -> NDArray[np.uint8]:
         raise DataError(f"{where}: the image file is empty")
     if data.startswith(JPEG_START) and not _jpeg_ends(data):
         raise DataError(f"{where}: truncated JPEG (no end-of-image marker in {len(data)} bytes)")
+    if data.startswith(PNG_START) and data.rfind(b"IEND") < 0:
+        raise DataError(f"{where}: truncated PNG (no IEND chunk in {len(data)} bytes)")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:

@@ -1,24 +1,36 @@
-"""Predicting files and folders: annotated pictures, masks and a COCO-style json."""
+"""Predicting files, folders, videos and cameras."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from functools import partial
+from itertools import islice, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mnv2det.data.images import EXTENSIONS, list_images, read_image
-from mnv2det.deploy.predictor import Predictor, coco_results
-from mnv2det.errors import DataError
-from mnv2det.models.weights.files import write_atomically
+from mnv2det.data.images import read_image
+from mnv2det.deploy.formats import Outputs, Place, choose, write
+from mnv2det.deploy.inputs import Source, refuse_overwriting, sources_of
+from mnv2det.deploy.predictor import Predictor
+from mnv2det.deploy.video import Video, VideoFile
+from mnv2det.errors import ConfigError, DataError
 from mnv2det.registry import HEADS
-from mnv2det.report.draw import draw_detections, draw_mask, encode, encode_mask
-from mnv2det.structures import Detections, Scores, Segmentation
+from mnv2det.report.draw import encode
+from mnv2det.structures import Result
+
+T = TypeVar("T")
+READERS = 2  # threads that decode pictures
 
 
 def predict(
@@ -29,116 +41,211 @@ def predict(
     threshold: float = 0.3,
     batch_size: int = 8,
     pictures: bool = True,
+    formats: Sequence[str] | None = None,
+    every: int = 1,
     device: str | None = None,
+    stop: threading.Event | None = None,
 ) -> dict[str, Any]:
-    """Predicts every picture and writes the results.
+    """Predicts pictures, videos and cameras, and writes the results.
 
-    A picture that cannot be read is listed and left out; the others are still done.
+    What cannot be read is listed and left out; the rest is still done. Pictures are decoded ahead
+    by threads; at most two batches of them are in memory, however many there are.
 
     Args:
         source: A run folder or a weight file.
-        inputs: Files and folders.
-        output: Folder for ``predictions.json``, the annotated pictures and, from a segmenter,
-            ``masks/``: palette PNGs whose values are class ids.
+        inputs: Files, folders (with all below them), patterns such as ``day*/**/*.jpg``, and
+            ``camera:0``, which runs until it is stopped.
+        output: Folder for what is written. A picture's files bear its stem, numbered where two
+            inputs have the same.
         threshold: Least score that is drawn and written.
         batch_size: Pictures in one pass.
-        pictures: Whether annotated pictures are written.
+        pictures: Whether annotated pictures and videos are written.
+        formats: ``json``: ``predictions.json``, COCO-style; a frame's entry has its number from 0
+            and its time. ``csv``: ``predictions.csv``, a row per box or per class of a picture.
+            ``voc``: ``voc/STEM.xml``, of a frame ``voc/STEM/NUMBER.xml``. ``masks``: palette PNGs
+            of class ids, named likewise. ``pictures``: annotated ones; of a video, an mp4 of its
+            size and speed. None takes json, pictures and, from a segmenter, masks, but those of
+            frames only where they are named.
+        every: Only every so-manieth frame of a video is looked at.
         device: As in `Predictor`.
+        stop: Once set, the batch is finished, and what is done is kept.
 
     Returns:
-        ``images`` done, ``detections`` written, ``output``, ``failed`` (one line each).
+        ``images`` (and frames) done, ``detections`` written, ``output``, ``failed`` (one line
+        each), ``stopped``, ``classes``: the best of each picture, from a classifier.
 
     Raises:
-        DataError: No picture was given, or the folder cannot be written.
+        ConfigError: A format is unknown, or the model has nothing to write in it.
+        DataError: An input does not exist or would be overwritten, or the folder cannot be written.
         WeightsError: As `Predictor`.
     """
     predictor = Predictor(source, device=device)
-    files = [path for item in inputs for path in _expand(item)]
-    folder = Path(output)
-    names = _names(files)
-    made = [folder / name for name in names if pictures] + [folder / "masks" / f"{name.stem}.png" for name in names]
-    own = {path.resolve() for path in files} & {path.resolve() for path in made}
-    if own:
-        raise DataError(f"--out {output}: would overwrite the picture {sorted(own)[0]}; choose another folder")
-    written: dict[str, Any] = {"images": [], "annotations": [], "categories": _categories(predictor)}
+    chosen = _formats(predictor, formats, pictures)
+    sources = sources_of(inputs)
+    folder, stop = Path(output), stop or threading.Event()
+    refuse_overwriting(sources, folder, chosen)
     failed: list[str] = []
-    bar = tqdm(total=len(files), unit="image", desc="predicting", disable=not sys.stderr.isatty())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for chunk in _chunks(list(enumerate(files, 1)), batch_size):
-            read = list(_readable(chunk, failed))
-            for (number, path, image), found in zip(read, predictor.batch([image for *_, image in read]), strict=True):
-                entry = {"id": number, "file_name": str(path), "height": image.shape[0], "width": image.shape[1]}
-                written["images"].append(entry)
-                # masks lie below boxes
-                for task, result in sorted(found.items(), key=lambda item: isinstance(item[1], Detections)):
-                    if isinstance(result, Detections):
-                        kept = result.scores >= threshold
-                        result = Detections(result.boxes[kept], result.scores[kept], result.labels[kept])
-                        written["annotations"] += coco_results(result, number)
-                        if pictures:
-                            image = draw_detections(image, result, predictor.classes[task])
-                    elif isinstance(result, Segmentation):
-                        mask = result.mask.cpu().numpy()
-                        entry["mask"] = f"masks/{names[number - 1].stem}.png"
-                        entry["pixels"] = _shares(mask, predictor.classes[task])
-                        _write(folder / entry["mask"], encode_mask(mask))
-                        if pictures:
-                            image = draw_mask(image, mask, predictor.classes[task])
-                    elif isinstance(result, Scores):
-                        entry["classes"] = _best_classes(result, predictor.classes[task])
-                if pictures:
-                    _write(folder / names[number - 1], encode(image, names[number - 1].suffix))
-            bar.update(len(chunk))
-        _write(folder / "predictions.json", json.dumps(written).encode())
+        with (
+            _silent_opencv(),
+            Outputs(
+                folder,
+                formats=chosen,
+                frame_formats=chosen if formats is not None else chosen - {"masks"},
+                classes=predictor.classes,
+                categories=_categories(predictor),
+                threshold=threshold,
+            ) as outputs,
+        ):
+            stills = [item for item in sources if not item.video]
+            _pictures(predictor, stills, outputs, batch_size, stop, failed)
+            for item in sources:
+                if item.video and not stop.is_set():
+                    _video(predictor, item, outputs, batch_size, every, stop, failed)
+            outputs.finish()
     except OSError as error:
         raise DataError(f"{error.filename or folder}: cannot write ({error.strerror})") from None
-    finally:
-        bar.close()
     return {
-        "images": len(written["images"]),
-        "detections": len(written["annotations"]),
-        "output": str(folder),
+        "images": outputs.images,
+        "detections": outputs.detections,
+        "output": output,
         "failed": failed,
-        "classes": {entry["file_name"]: entry["classes"] for entry in written["images"] if "classes" in entry},
+        "stopped": stop.is_set(),
+        "classes": outputs.classes_of,
     }
 
 
-def _expand(item: str) -> list[Path]:
-    path = Path(item)
-    if path.is_dir():
-        return list_images(path)
-    if not path.is_file():
-        raise DataError(f"{item}: no such image or folder")
-    return [path]
+def _pictures(
+    predictor: Predictor,
+    sources: Sequence[Source],
+    outputs: Outputs,
+    batch_size: int,
+    stop: threading.Event,
+    failed: list[str],
+) -> None:
+    if not sources:
+        return
+    read = _ahead((partial(_read, item) for item in sources), workers=READERS, depth=batch_size)
+    with _bar(len(sources), "image", "predicting") as bar, closing(read):
+        for chunk in _chunks(zip(sources, read, strict=True), batch_size):
+            failed += [str(image) for _, image in chunk if isinstance(image, DataError)]
+            good = [(item, image) for item, image in chunk if not isinstance(image, DataError)]
+            results = _predicted(predictor, good, failed)
+            for (item, image), found in zip(good, results, strict=True):
+                if found is not None:
+                    drawn = outputs.add(Place(item.name, item.stem), image, found)
+                    if "pictures" in outputs.formats:
+                        write(outputs.folder / item.picture, encode(drawn, Path(item.picture).suffix))
+            bar.update(len(chunk))
+            if stop.is_set():
+                return
 
 
-def _names(files: Sequence[Path]) -> list[Path]:
-    """Names of the annotated pictures: those of the files, with stems made different."""
-    taken: set[str] = set()
-    names = []
-    for path in files:
-        suffix = path.suffix.lower() if path.suffix.lower() in EXTENSIONS else ".png"
-        stem, number = path.stem, 1
-        while stem in taken:
-            number += 1
-            stem = f"{path.stem}_{number}"
-        taken.add(stem)
-        names.append(Path(stem + suffix))
-    return names
+def _video(
+    predictor: Predictor,
+    source: Source,
+    outputs: Outputs,
+    batch_size: int,
+    every: int,
+    stop: threading.Event,
+    failed: list[str],
+) -> None:
+    try:
+        video = Video(source.file, every=every)
+    except DataError as error:
+        failed.append(str(error))
+        return
+    frames, before = None if video.count is None else -(-video.count // every), outputs.images
+    # a camera's frames do not wait for each other
+    size = 1 if video.live else batch_size
+    read = _ahead(repeat(video.read), workers=1, depth=size)
+    film = VideoFile(outputs.folder / source.stem, video.fps / every, timed=video.live)
+    # left in reverse: reading has ended when the video is closed
+    with closing(video), _bar(frames, "frame", source.name) as bar, closing(read), film:
+        for chunk in _chunks(iter(partial(next, read), None), size):
+            results = predictor.batch([shot.image for shot in chunk])
+            for shot, found in zip(chunk, results, strict=True):
+                place = Place(source.name, f"{source.stem}/{shot.frame:06d}", shot.frame, shot.seconds)
+                drawn = outputs.add(place, shot.image, found)
+                if "pictures" in outputs.frame_formats:
+                    film.write(drawn, shot.seconds)
+            bar.update(len(chunk))
+            if stop.is_set():
+                return
+    if outputs.images == before:
+        failed.append(f"{source.name}: no frame of it could be decoded")
+    elif shortfall := video.shortfall():
+        failed.append(shortfall)
 
 
-def _readable(chunk: Sequence[tuple[int, Path]], failed: list[str]) -> Iterator[tuple[int, Path, Any]]:
-    for number, path in chunk:
+def _predicted(
+    predictor: Predictor, good: Sequence[tuple[Source, NDArray[np.uint8]]], failed: list[str]
+) -> list[dict[str, Result] | None]:
+    """Results of a batch; None, and a line in ``failed``, for a picture that memory is too small for."""
+    try:
+        return list(predictor.batch([image for _, image in good]))
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+    if len(good) > 1:
+        return [result for item in good for result in _predicted(predictor, [item], failed)]
+    source, image = good[0]
+    failed.append(f"{source.name}: out of memory at {image.shape[1]}x{image.shape[0]} pixels")
+    return [None]
+
+
+def _formats(predictor: Predictor, formats: Sequence[str] | None, pictures: bool) -> frozenset[str]:
+    kinds = {HEADS.get(head["name"]).class_key for head in predictor.header.heads.values()}
+    chosen = choose(formats, kinds)
+    if not pictures and formats is not None and "pictures" in chosen:
+        raise ConfigError("formats: names pictures, but no pictures are wanted")
+    return chosen if pictures else chosen - {"pictures"}
+
+
+def _read(source: Source) -> NDArray[np.uint8] | DataError:
+    assert isinstance(source.file, Path)
+    try:
+        return read_image(source.file)
+    except DataError as error:
+        return error
+
+
+def _ahead(calls: Iterable[Callable[[], T]], *, workers: int, depth: int) -> Generator[T, None, None]:
+    """Results of the calls in their order, ``depth`` of them made in advance by threads."""
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
         try:
-            yield number, path, read_image(path)
-        except DataError as error:
-            failed.append(str(error))
+            for call in calls:
+                waiting.append(pool.submit(call))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
-def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
-    for first in range(0, len(items), size):
-        yield items[first : first + size]
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    items = iter(items)
+    while chunk := list(islice(items, size)):
+        yield chunk
+
+
+def _bar(total: int | None, unit: str, about: str) -> tqdm[Any]:
+    """Progress with the time left, or with the rate alone where the total is unknown."""
+    return tqdm(total=total, unit=unit, desc=about, disable=not sys.stderr.isatty())
+
+
+@contextmanager
+def _silent_opencv() -> Iterator[None]:
+    """Without OpenCV's own lines about files for which we have one."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)
 
 
 def _categories(predictor: Predictor) -> list[dict[str, Any]]:
@@ -146,21 +253,3 @@ def _categories(predictor: Predictor) -> list[dict[str, Any]]:
         if HEADS.get(head["name"]).class_key == "labels":
             return [{"id": number, "name": name} for number, name in enumerate(predictor.classes[task], 1)]
     return []
-
-
-def _shares(mask: NDArray[np.uint8], names: Sequence[str]) -> dict[str, float]:
-    """Share of the picture's pixels that each class found there has."""
-    counts = np.bincount(mask.ravel(), minlength=len(names))
-    return {names[label]: round(float(counts[label] / mask.size), 5) for label in np.flatnonzero(counts).tolist()}
-
-
-def _best_classes(result: Scores, names: Sequence[str]) -> list[dict[str, Any]]:
-    best = result.probabilities.topk(min(5, len(names)))
-    return [
-        {"name": names[int(index)], "score": round(float(score), 5)}
-        for score, index in zip(best.values, best.indices, strict=True)
-    ]
-
-
-def _write(path: Path, data: bytes) -> None:
-    write_atomically(path, lambda file: file.write(data))

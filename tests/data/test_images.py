@@ -83,6 +83,12 @@ def test_alpha_is_dropped():
     assert image[0, 0].tolist() == [10, 20, 30]
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_cmyk_becomes_rgb(kind: str):
+    image = decode_image(encode(Image.new("RGB", (8, 8), (200, 40, 10)).convert("CMYK"), kind), where="x")
+    np.testing.assert_allclose(image[4, 4], [200, 40, 10], atol=3)
+
+
 def test_exif_rotation_is_applied():
     # 6: the camera was turned, show it a quarter clockwise: the left edge becomes the top one
     image = decode_image(encode(two_colours(), "JPEG", orientation=6), where="x")
@@ -130,6 +136,15 @@ def test_truncated_jpeg_is_refused_although_opencv_would_fill_it(share: float):
     whole = encode(Image.fromarray(noise), "JPEG")
     data = whole[: int(len(whole) * share)]
     assert message(data) == f"x.jpg: truncated JPEG (no end-of-image marker in {len(data)} bytes)"
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_truncated_png_is_refused(share: float):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    whole = encode(Image.fromarray(noise), "PNG")
+    data = whole[: int(len(whole) * share)]
+    assert message(data) == f"x.jpg: truncated PNG (no IEND chunk in {len(data)} bytes)"
+    assert decode_image(whole + bytes(500), where="x").shape == (64, 64, 3)
 
 
 def test_padding_after_the_end_of_a_jpeg_is_harmless():

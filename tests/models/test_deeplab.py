@@ -17,7 +17,12 @@ from mnv2det.models.model import Model, assemble, from_config
 from mnv2det.models.weights.files import save_weights
 from mnv2det.structures import FeatureInfo, Frame, Preprocess, Target
 
-FEATURES = {"image": FeatureInfo(3, 1), "block13": FeatureInfo(8, 16), "block17": FeatureInfo(12, 16)}
+FEATURES = {
+    "image": FeatureInfo(3, 1),
+    "block6": FeatureInfo(6, 8),
+    "block13": FeatureInfo(8, 16),
+    "block17": FeatureInfo(12, 16),
+}
 MF = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
@@ -38,6 +43,7 @@ def small_features(batch: int = 2, height: int = 33, width: int = 49) -> dict[st
     side = (-(-height // 16), -(-width // 16))
     return {
         "image": torch.zeros(batch, 3, height, width),
+        "block6": torch.randn(batch, 6, -(-height // 8), -(-width // 8)),
         "block13": torch.randn(batch, 8, *side),
         "block17": torch.randn(batch, 12, *side),
     }
@@ -142,7 +148,11 @@ def test_a_batch_of_one_trains(size: tuple[int, int]) -> None:
     assert sum(moved) > len(moved) / 2
 
 
-@pytest.mark.parametrize("options", [{}, {"aspp": True}, {"auxiliary": 0.4}, {"hardest": 0.25}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"aspp": True}, {"auxiliary": 0.4}, {"hardest": 0.25}, {"detail_tap": "block6"}, {"loss_stride": 4}],
+    ids=str,
+)
 def test_gradients_reach_every_parameter(options: dict[str, object]) -> None:
     built = model(0.35, 16, 4, channels=16, dropout=0.0, **options).train()
     losses = built.loss(built(torch.randn(3, 3, 65, 49)), masks(3, 4, 65, 49), {"seg": 2.0})
@@ -184,6 +194,38 @@ def test_the_loss_agrees_with_a_plain_one(weights: tuple[float, ...] | None, abs
     losses["seg"].backward()
     for image, target in enumerate(targets):
         assert bool(raw["logits"].grad[image].any()) == ("mask" in target)
+
+
+@pytest.mark.parametrize("step", [2, 4, 100])
+def test_the_loss_may_read_every_nth_row_and_column(step: int) -> None:
+    head = small_head(loss_stride=step, auxiliary=0.4, class_weights=(1.0, 2.0, 3.0, 4.0))
+    raw, targets = raw_of(head, small_features()), masks()
+    for target in targets:
+        target["mask"][0, 0] = 1  # the one pixel that the largest step leaves
+    whole = F.interpolate(raw["logits"], (33, 49), mode="bilinear", align_corners=True)
+    mask = torch.stack([target["mask"] for target in targets])
+    wanted = F.cross_entropy(
+        whole[..., ::step, ::step], mask[:, ::step, ::step], torch.tensor([1.0, 2, 3, 4]), ignore_index=255
+    )
+    assert_close(head.loss(raw, targets)["seg"], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_details_are_added_at_their_own_stride() -> None:
+    head, features = small_head(detail_tap="block6").eval(), small_features()
+    with torch.no_grad():
+        nn.init.normal_(head.detail[1].weight)
+        found = head(features)["logits"]
+        detail = head.detail(features["block6"])
+        nn.init.zeros_(head.detail[1].weight)
+        coarse = head(features)["logits"]
+        plain = small_head()
+        plain.load_state_dict({name: t for name, t in head.state_dict().items() if not name.startswith("detail")})
+        wanted = plain.eval()(features)["logits"]
+    assert found.shape[-2:] == features["block6"].shape[-2:]
+    assert_close(coarse, F.interpolate(wanted, detail.shape[-2:], mode="bilinear", align_corners=True))
+    assert_close(found, coarse + detail)
+    assert detail.std() > 0.1
+    assert "detail.1.weight" in head.class_rows()
 
 
 @pytest.mark.parametrize("share", [0.25, 0.9, 1e-6])
@@ -244,6 +286,7 @@ def test_dropout_is_for_training_alone() -> None:
         {"auxiliary": -1.0},
         {"hardest": 0.0},
         {"hardest": 1.5},
+        {"loss_stride": 0},
         {"class_weights": (1.0, 1.0)},
         {"class_weights": (1.0, 1.0, 1.0, -1.0)},
     ],

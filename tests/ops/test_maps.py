@@ -3,10 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
-from mnv2det.ops.maps import enlarge, label
+from mnv2det.ops.maps import enlarge, label, label_enlarged, sample
 from mnv2det.structures import Frame
 
 
@@ -109,3 +112,48 @@ def test_254_is_the_last_class() -> None:
     maps[0, 254, 0, 0] = 1
     (found,) = label(maps, [Frame((2, 2), (2, 2))])
     assert found.mask.tolist() == [[254, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("size", [(65, 49), (64, 50), (7, 9), (1, 1), (1, 30)], ids=str)
+@pytest.mark.parametrize("step", [1, 2, 3, 8])
+def test_sampling_gives_every_nth_of_the_enlarged(size: tuple[int, int], step: int) -> None:
+    maps = torch.randn(2, 3, 5, 4)
+    torch.testing.assert_close(sample(maps, size, step), enlarge(maps, size)[..., ::step, ::step], rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.data())
+def test_labelling_tiles_finds_the_largest_of_the_enlarged(data: st.DataObject) -> None:
+    whole = st.integers(1, 70)
+    low, full, picture = (data.draw(st.tuples(side, side)) for side in (st.integers(1, 9), whole, whole))
+    used = data.draw(st.sampled_from([full, tuple(data.draw(st.integers(1, n)) for n in full)]))
+    size = data.draw(st.sampled_from([used, picture]))
+    torch.manual_seed(data.draw(st.integers(0, 1000)))
+    # from one class nearly everywhere to another at every position
+    maps = torch.randn(2, data.draw(st.sampled_from([1, 2, 21])), *low) * data.draw(st.sampled_from([0.1, 1.0, 30.0]))
+    maps[:, 0] += data.draw(st.sampled_from([0.0, 2.0]))
+    frame = Frame(size, used)
+    enlarged = enlarge(maps, full)[..., : used[0], : used[1]]
+    if size != used:
+        enlarged = F.interpolate(enlarged, size, mode="bilinear", align_corners=False)
+    for found, wanted in zip(label_enlarged(maps, full, [frame] * 2), enlarged, strict=True):
+        assert found.mask.dtype == torch.uint8
+        assert tuple(found.mask.shape) == size
+        short = wanted.amax(dim=0) - wanted.gather(0, found.mask.long()[None])[0]
+        # where two classes tie to the last digits either is right
+        assert float(short.max()) <= 1e-4 * float(wanted.abs().max())
+
+
+def test_labelling_tiles_finds_a_class_that_is_largest_only_in_between() -> None:
+    maps = torch.tensor([[[10.0, 0.0]], [[0.0, 10.0]], [[6.0, 6.0]]])[None]  # at no position is it the third
+    frame = Frame((16, 33), (16, 33))
+    (found,) = label_enlarged(maps, (16, 33), [frame])
+    (wanted,) = label(enlarge(maps, (16, 33)), [frame])
+    assert found.mask.unique().tolist() == [0, 1, 2]
+    torch.testing.assert_close(found.mask, wanted.mask, rtol=0, atol=0)
+
+
+def test_of_equal_classes_the_first_is_taken() -> None:
+    frame = Frame((20, 40), (17, 33))
+    (found,) = label_enlarged(torch.zeros(1, 21, 2, 3), (17, 33), [frame])
+    assert not found.mask.any()
