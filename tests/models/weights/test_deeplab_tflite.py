@@ -263,7 +263,7 @@ def test_damaged_files_are_refused(deeplab: Model, tmp_path: Path) -> None:
     assert "truncated, damaged or unsupported TFLite file" in refusal(whole[:12], tmp_path)
     assert "neither a TFLite file" in refusal(b"\0" * 4 + b"TFL2" + whole[8:], tmp_path)
     rng, lines = random.Random(0), []
-    for _ in range(8):
+    for _ in range(12):
         data = bytearray(whole)
         for _ in range(5):
             # tables lie before the weights
