@@ -99,7 +99,7 @@ class MobileDeepLab(Dense):
         if auxiliary:
             width = features[auxiliary_tap].channels
             self.auxiliary_head = nn.Sequential(block(width, width, 3), Conv(width, classes, bias=True))
-        weights = None if class_weights is None else torch.tensor(class_weights)
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
         init_weights(self)
 
