@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mnv2det.config import Amp, load_config
+from mnv2det.config import load_config
 from mnv2det.data.loader import ResumableSampler, eval_loader, train_loader
 from mnv2det.engine.average import average_of
 from mnv2det.engine.build import build_augmentation, build_dataset, build_model, task_classes
@@ -99,6 +99,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--minutes", type=float, default=12)
     parser.add_argument("--output-stride", type=int, default=8, choices=(8, 16), help="the peer's own default is 8")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: the config's")
+    parser.add_argument("--steps", type=int, help="stop here, to time a step")
     given = parser.parse_args()
     config = load_config(given.config, given.overrides)
     torch.manual_seed(config.seed)
@@ -109,7 +111,8 @@ def main() -> None:
     peer = peer.to(memory_format=torch.channels_last)
     weights = config.tasks["seg"].head.args.get("class_weights")
     weights = None if weights is None else torch.tensor(weights)
-    precision = torch.bfloat16 if config.train.amp is Amp.bf16 else torch.float32
+    name = given.precision or config.train.amp.value
+    precision = torch.bfloat16 if name == "bf16" else torch.float32
 
     def run(steps: int, seconds: float) -> tuple[nn.Module, int, float]:
         sampler = ResumableSampler(len(data), config.data.batch_size, seed=config.seed, start=0, stop=steps)
@@ -136,7 +139,10 @@ def main() -> None:
         return average.module, done, time.perf_counter() - started
 
     state = {name: value.clone() for name, value in peer.state_dict().items()}
-    _, steps, seconds = run(8, 1e9)  # how many steps fit
+    _, steps, seconds = run(given.steps or 8, 1e9)  # how many steps fit
+    print(f"{name}, output stride {given.output_stride}: {seconds / steps:.2f} s/step", file=sys.stderr)
+    if given.steps:
+        return
     peer.load_state_dict(state)
     steps = max(10, int(given.minutes * 60 / (seconds / steps)))
     model, done, seconds = run(steps, given.minutes * 60)

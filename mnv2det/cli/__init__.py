@@ -1,0 +1,83 @@
+"""The command line: arguments in, one-line errors out; the work lives in the rooms."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from mnv2det.cli import ship, train
+from mnv2det.errors import Mnv2detError
+from mnv2det.version import __version__
+
+EXAMPLES = """examples:
+  mnv2det train configs/ssdlite_shapes.yaml
+  mnv2det train configs/ssdlite_bccd.yaml data.root=/data train.steps=500 --out runs/cells
+  mnv2det train --resume runs/cells
+  mnv2det eval runs/cells --json figures.json
+  mnv2det predict runs/cells photo.jpg folder/
+
+exit codes: 0 done, 1 failed, 2 your mistake (one line says which), 130 interrupted and saved"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb.
+
+    Args:
+        arguments: Without the program's name; None takes the process's.
+
+    Returns:
+        The exit code.
+    """
+    parser = build_parser()
+    given, rest = parser.parse_known_args(arguments)
+    # argparse takes no positional arguments after an option: overrides may stand there
+    if rest and not (hasattr(given, "overrides") and all("=" in item and item[0] != "-" for item in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        given.overrides += rest
+    try:
+        return int(given.run(given))
+    except Mnv2detError as error:
+        print(f"mnv2det: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        print(f"mnv2det: {error.filename or ''}: {error.strerror or error}".replace(": :", ":"), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("mnv2det: interrupted", file=sys.stderr)
+        return 130
+
+
+def run() -> None:
+    """Entry point of the installed command and of tools/."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # piped into head
+        sys.stderr.close()
+        code = 1
+    sys.exit(code)
+
+
+def tool(verb: str) -> None:
+    """Entry point of tools/VERB.py."""
+    sys.argv.insert(1, verb)
+    run()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All verbs with their arguments."""
+    parser = argparse.ArgumentParser(
+        prog="mnv2det",
+        description="MobileNetV2 detection, segmentation and classification: train, measure, ship.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"mnv2det {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    for part in (train, ship):
+        part.add(verbs)
+    return parser
