@@ -140,6 +140,41 @@ class ConvNorm(nn.Sequential):
         return output if self.high is None else output.clamp_(0.0, self.high)
 
 
+class Separable(nn.Module):
+    """Depthwise 3x3, then 1x1, both with norm and activation: MobileNetV1's layer (paper, Figure 2b)."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        pad: Padding = "symmetric",
+        act: Activation = "relu6",
+        eps: float = 1e-3,
+        momentum: float = 0.03,
+    ) -> None:
+        super().__init__()
+        self.depthwise = ConvNorm(
+            inputs,
+            inputs,
+            3,
+            stride=stride,
+            dilation=dilation,
+            groups=inputs,
+            pad=pad,
+            act=act,
+            eps=eps,
+            momentum=momentum,
+        )
+        self.pointwise = ConvNorm(inputs, outputs, act=act, eps=eps, momentum=momentum)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, inputs, H, W) to (B, outputs, ceil(H / stride), ceil(W / stride))."""
+        return self.pointwise(self.depthwise(x))
+
+
 class InvertedResidual(nn.Module):
     """Expand 1x1, depthwise 3x3, project 1x1 without activation (paper, section 3.3, Table 1).
 
