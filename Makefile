@@ -21,12 +21,15 @@ demo: setup
 	$(BIN)/python tools/eval.py runs/demo --json runs/demo/figures.json
 	$(BIN)/python tools/grid.py runs/demo
 
+# files of tests side by side, with one thread each: most of them wait for one core
+TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 test: setup lint
-	$(BIN)/python -m pytest -m "not slow and not shared"
+	$(TEST) -m "not slow and not shared"
 
 # on the real data beside the checkout (../shared/data); they skip, and say so, without it
 test-shared: setup
-	$(BIN)/python -m pytest -m "shared and not slow"
+	$(TEST) -m "shared and not slow"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

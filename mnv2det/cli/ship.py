@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
-from mnv2det.cli.common import add_device, add_json, new_verb, write_json_file
+from mnv2det.cli.common import add_device, add_json, add_overrides, new_verb, write_json_file
 from mnv2det.errors import ConfigError
 
 
 def add(verbs: Any) -> None:
     """Adds them to the command line."""
     verb = new_verb(verbs, "predict", _predict, "write annotated pictures and videos, masks, json, csv and xml")
-    verb.add_argument("source", metavar="RUN", help="a run folder or a .safetensors file")
+    verb.add_argument("source", metavar="RUN", help="a run folder, a .safetensors file or an exported model")
     verb.add_argument(
         "inputs",
         nargs="+",
@@ -32,6 +33,14 @@ def add(verbs: Any) -> None:
     )
     verb.add_argument("--no-pictures", action="store_true", help="no annotated pictures and videos")
     verb.add_argument("--every", type=int, default=1, metavar="N", help="look at every N-th frame of a video")
+    verb.add_argument(
+        "--backend",
+        default="auto",
+        metavar="B",
+        help="torch, onnxruntime, openvino, or auto: torch for weights, the first that reads it for an exported model",
+    )
+    verb.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: %(default)s")
+    _add_threads(verb)
     add_device(verb)
     add_json(verb)
 
@@ -43,6 +52,51 @@ def add(verbs: Any) -> None:
         "--images", metavar="DIR", help="real photographs to re-estimate folded batch norm on, to make it trainable"
     )
     verb.add_argument("--limit", type=int, default=64, metavar="N", help="most images used (default: %(default)s)")
+    add_json(verb)
+
+    verb = new_verb(verbs, "export", _export, "write a model for onnxruntime, OpenVINO or torch, and check the file")
+    verb.add_argument("source", metavar="RUN", help="a run folder or a .safetensors file")
+    add_overrides(verb)
+    verb.add_argument("-o", "--output", metavar="FILE", help="default: RUN/model.onnx (.xml, .pt2; -int8 before it)")
+    verb.add_argument("--format", choices=("onnx", "openvino", "torch"), help="default: as FILE ends, or onnx")
+    verb.add_argument(
+        "--form",
+        choices=("complete", "raw"),
+        default="complete",
+        help="complete: a picture in, results out; raw: the network's input in, its tensors out (default: %(default)s)",
+    )
+    verb.add_argument("--int8", action="store_true", help="quantise after training")
+    verb.add_argument(
+        "--calibrate",
+        metavar="DIR",
+        help="pictures for --int8, none of those measured on (default: the run's training set)",
+    )
+    verb.add_argument("--images", metavar="DIR", help="pictures to compare on (default: the run's validation set)")
+    verb.add_argument("--count", type=int, default=8, metavar="N", help="how many of them (default: %(default)s)")
+    verb.add_argument(
+        "--tolerance", type=float, default=1e-3, metavar="T", help="largest difference to torch (default: %(default)s)"
+    )
+    _add_accuracy(verb)
+    _add_thresholds(verb)
+    add_json(verb)
+
+    verb = new_verb(verbs, "bench", _bench, "time every backend and precision on this machine")
+    verb.add_argument("source", metavar="RUN", help="a run folder, a .safetensors file or an exported model")
+    add_overrides(verb)
+    verb.add_argument("--backends", metavar="LIST", help="of torch,onnxruntime,openvino (default: those installed)")
+    verb.add_argument("--precisions", metavar="LIST", help="of fp32,bf16,int8 (default: those to be had)")
+    verb.add_argument("--images", metavar="DIR", help="pictures (default: of the run's validation set)")
+    verb.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="bring the pictures to this size first")
+    verb.add_argument(
+        "--calibrate",
+        metavar="DIR",
+        help="pictures for int8 (default: of the run's training set, if int8 is asked for)",
+    )
+    verb.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each (default: %(default)s)")
+    verb.add_argument("--repeats", type=int, default=40, metavar="N", help="predictions a turn (default: %(default)s)")
+    _add_threads(verb)
+    _add_accuracy(verb)
+    _add_thresholds(verb)
     add_json(verb)
 
 
@@ -62,6 +116,9 @@ def _predict(given: argparse.Namespace) -> int:
             pictures=not given.no_pictures,
             formats=None if given.formats is None else [name.strip() for name in given.formats.split(",")],
             every=given.every,
+            backend=given.backend,
+            precision=given.precision,
+            threads=given.threads,
             device=given.device,
             stop=stop,
         )
@@ -88,3 +145,151 @@ def _import(given: argparse.Namespace) -> int:
             print(f"{key}: {value}")
     write_json_file(given, summary)
     return 0
+
+
+def _export(given: argparse.Namespace) -> int:
+    if given.count < 1 or given.tolerance < 0:
+        raise ConfigError("--count must be at least 1, --tolerance at least 0")
+    from mnv2det.deploy.convert import SUFFIXES, format_of
+    from mnv2det.deploy.export import export
+
+    suffix = {kind: end for end, kind in SUFFIXES.items()}[given.format or "onnx"]
+    output = given.output or str(_beside(given.source, f"model{'-int8' if given.int8 else ''}{suffix}"))
+    format_of(output, given.format)
+    summary = export(
+        given.source,
+        output,
+        form=given.form,
+        int8=given.int8,
+        calibrate=given.calibrate,
+        images=given.images,
+        count=given.count,
+        tolerance=given.tolerance,
+        heads=_thresholds(given),
+        labelled=_labelled(given),
+    )
+    _print_problems(summary)
+    print(f"{output}: {summary['form']}, {summary['precision']}, {summary['bytes'] / 1e6:.1f} MB")
+    found = ", ".join(f"{name} {value:.3g}" for name, value in summary["differences"].items())
+    seen = f", {summary['detections']} boxes" if summary["detections"] else ""
+    print(f"largest difference to torch on {summary['pictures']} pictures{seen} ({summary['compared_on']}): {found}")
+    for name in summary["main"]:
+        before, after = summary["before"][name], summary["after"][name]
+        print(f"{name}: {before:.4f} before, {after:.4f} after ({after - before:+.4f})")
+    write_json_file(given, summary)
+    return 0
+
+
+def _bench(given: argparse.Namespace) -> int:
+    if given.rounds < 1 or given.repeats < 1 or (given.size and min(given.size) < 1):
+        raise ConfigError("--rounds, --repeats and --size must be at least 1")
+    from mnv2det.deploy.benchmark import bench
+
+    summary = bench(
+        given.source,
+        backends=_names(given.backends),
+        precisions=_names(given.precisions),
+        images=given.images,
+        size=tuple(given.size) if given.size else None,
+        calibrate=given.calibrate,
+        threads=given.threads,
+        rounds=given.rounds,
+        repeats=given.repeats,
+        labelled=_labelled(given),
+        heads=_thresholds(given),
+    )
+    _print_problems(summary)
+    columns = ("median", "p90", "decode", "preprocess", "network", "postprocess")
+    mains = list(dict.fromkeys(name for row in summary["rows"] for name in row["main"]))
+    titles = ["backend", "precision", *columns, "memory MB", "file MB", *mains]
+    lines = [
+        [
+            row["backend"],
+            row["precision"],
+            *(f"{row[f'{part}_ms']:.2f}" for part in columns),
+            f"{row['memory_bytes'] / 1e6:.0f}",
+            f"{row['file_bytes'] / 1e6:.1f}",
+            *(f"{row['figures'][name]:.4f}" for name in mains),
+        ]
+        for row in summary["rows"]
+    ]
+    widths = [max(map(len, column)) for column in zip(titles, *lines, strict=True)]
+    for line in (titles, *lines):
+        print(
+            "  ".join(
+                text.ljust(width) if n < 2 else text.rjust(width)
+                for n, (text, width) in enumerate(zip(line, widths, strict=True))
+            )
+        )
+    size = "x".join(map(str, summary["size"])) if summary["size"] else "their own size"
+    print(
+        f"milliseconds for one picture, {summary['threads']} threads;"
+        f" {summary['pictures']} pictures of {size} ({summary['pictures_from']})"
+    )
+    write_json_file(given, summary)
+    return 0
+
+
+def _print_problems(summary: dict[str, Any]) -> None:
+    for line in summary["problems"]:
+        print(f"mnv2det: {line}", file=sys.stderr)
+
+
+def _beside(source: str, name: str) -> Path:
+    """A file in a run folder, or beside a weight file and named after it."""
+    path = Path(source)
+    return path / name if path.is_dir() else path.with_name(path.stem + name.removeprefix("model"))
+
+
+def _add_threads(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--threads", type=int, metavar="N", help="threads of one prediction (default: all cores)")
+
+
+def _add_accuracy(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--accuracy",
+        nargs="?",
+        const="",
+        metavar="CONFIG",
+        help="also measure on this config's validation set (default: the run's own); key=value overrides it",
+    )
+
+
+def _labelled(given: argparse.Namespace) -> tuple[str, list[str]] | None:
+    if given.accuracy and "=" in given.accuracy:  # argparse took an override for the config
+        given.overrides, given.accuracy = [given.accuracy, *given.overrides], ""
+    if given.accuracy is None:
+        if given.overrides:
+            raise ConfigError(f"{given.overrides[0]}: overrides are for the config of --accuracy")
+        return None
+    return given.accuracy or given.source, given.overrides
+
+
+def _add_thresholds(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--score-threshold", type=float, metavar="T", help="of the detector (default: the model's)")
+    verb.add_argument("--nms-iou", type=float, metavar="T", help="likewise")
+    verb.add_argument("--max-detections", type=int, metavar="N", help="likewise")
+
+
+def _thresholds(given: argparse.Namespace) -> dict[str, dict[str, Any]] | None:
+    """The arguments of the model's detectors."""
+    args = {
+        key: value
+        for key in ("score_threshold", "nms_iou", "max_detections")
+        if (value := getattr(given, key)) is not None
+    }
+    if not args:
+        return None
+    from mnv2det.deploy.predictor import header_of
+    from mnv2det.registry import HEADS
+
+    detectors = [
+        task for task, head in header_of(given.source).heads.items() if HEADS.get(head["name"]).class_key == "labels"
+    ]
+    if not detectors:
+        raise ConfigError(f"{given.source}: has no detector, which --score-threshold and its like are for")
+    return dict.fromkeys(detectors, args)
+
+
+def _names(text: str | None) -> list[str] | None:
+    return [name.strip() for name in text.split(",")] if text else None

@@ -86,7 +86,8 @@ class Outputs:
         formats: Among those of `choose`; of ``voc`` and ``masks`` there is a file per picture.
         frame_formats: Likewise, for the frames of videos.
         classes: Task name to class names.
-        categories: The json's, ``{id, name}``.
+        categories: By detecting task, the json's ``{id, name}`` of its classes.
+        segmenters: The tasks that find masks.
         threshold: Least score that is written and drawn.
 
     Attributes:
@@ -105,11 +106,13 @@ class Outputs:
         formats: Collection[str],
         frame_formats: Collection[str],
         classes: Mapping[str, Sequence[str]],
-        categories: Sequence[Mapping[str, Any]],
+        categories: Mapping[str, Sequence[Mapping[str, Any]]],
+        segmenters: Sequence[str],
         threshold: float,
     ) -> None:
         self.folder, self.formats, self.frame_formats = folder, formats, frame_formats
         self.classes, self.categories, self.threshold = classes, categories, threshold
+        self.mask_classes = {task: list(classes[task]) for task in segmenters}
         self.images, self.detections = 0, 0
         self.classes_of: dict[str, list[dict[str, Any]]] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -151,16 +154,14 @@ class Outputs:
                 result = Detections(result.boxes[kept], result.scores[kept], result.labels[kept])
                 boxes.append((result, names))
                 self.detections += len(result.scores)
-                _append(self._annotations, map(json.dumps, coco_results(result, self.images)), ",\n")
+                ids = [category["id"] for category in self.categories[task]]
+                _append(self._annotations, map(json.dumps, coco_results(result, self.images, ids)), ",\n")
                 self._append_csv(place, _box_rows(result, names))
                 if "pictures" in formats:
                     image = draw_detections(image, result, names)
             elif isinstance(result, Segmentation):
                 mask = result.mask.cpu().numpy()
-                entry["pixels"] = _shares(mask, names)
-                if "masks" in formats:
-                    entry["mask"] = f"masks/{place.stem}.png"
-                    write(self.folder / entry["mask"], encode_mask(mask))
+                self._add_mask(entry, task, mask, place if "masks" in formats else None)
                 if "pictures" in formats:
                     image = draw_mask(image, mask, names)
             elif isinstance(result, Scores):
@@ -172,6 +173,15 @@ class Outputs:
             write(self.folder / "voc" / f"{place.stem}.xml", voc_xml(place, (height, width), boxes))
         _append(self._images, [json.dumps(entry)], ",\n")
         return image
+
+    def _add_mask(self, entry: dict[str, Any], task: str, mask: NDArray[np.uint8], place: Place | None) -> None:
+        """Notes what a mask holds, and writes it if it has a place."""
+        several = len(self.mask_classes) > 1
+        found: dict[str, Any] = {"pixels": _shares(mask, self.mask_classes[task])}
+        if place is not None:
+            found["mask"] = f"masks/{f'{task}/' if several else ''}{place.stem}.png"
+            write(self.folder / found["mask"], encode_mask(mask))
+        entry.update({task: found} if several else found)
 
     def finish(self) -> None:
         """Puts the json and the csv in place."""
@@ -189,7 +199,9 @@ class Outputs:
         _copy(self._images, file)
         file.write(b'],\n"annotations": [')
         _copy(self._annotations, file)
-        file.write(b'],\n"categories": ' + json.dumps(list(self.categories)).encode() + b"}\n")
+        categories = [category for part in self.categories.values() for category in part]
+        rest = {"categories": categories} | ({"mask_classes": self.mask_classes} if self.mask_classes else {})
+        file.write(b"],\n" + json.dumps(rest)[1:].encode() + b"\n")
 
     def _write_csv(self, file: BinaryIO) -> None:
         file.write(_csv_line(COLUMNS).encode())

@@ -74,16 +74,15 @@ def refuse_overwriting(sources: Sequence[Source], folder: Path, formats: frozens
     Raises:
         DataError: One is.
     """
-    made = [folder / "predictions.json", folder / "predictions.csv"]
+    made = [folder / f"predictions.{kind}" for kind in ("json", "csv") if kind in formats]
     for item in sources:
         pictures = [item.stem + suffix for suffix, _ in CODECS] if item.video else [item.picture]
         made += [folder / name for name in pictures if "pictures" in formats]
-        made += [folder / "masks" / f"{item.stem}.png", folder / "voc" / f"{item.stem}.xml"]
     ours = {path.resolve() for path in made}
-    # folders of what belongs to frames
-    ours |= {(folder / kind / item.stem).resolve() for kind in ("masks", "voc") for item in sources if item.video}
+    # a file or, of a video, a folder for each; of several tasks in folders of their own
+    below = [(folder / kind).resolve() for kind in ("masks", "voc") if kind in formats]
     read = {item.file.resolve() for item in sources if isinstance(item.file, Path)}
-    own = sorted(path for path in read if path in ours or path.parent in ours)
+    own = sorted(path for path in read if path in ours or any(path.is_relative_to(kind) for kind in below))
     if own:
         raise DataError(f"--out {folder}: would overwrite the picture {own[0]}; choose another folder")
 

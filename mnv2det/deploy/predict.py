@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
-from itertools import islice, repeat
+from itertools import count, islice, repeat
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mnv2det.data.images import read_image
+from mnv2det.deploy.backends import Precision
 from mnv2det.deploy.formats import Outputs, Place, choose, write
 from mnv2det.deploy.inputs import Source, refuse_overwriting, sources_of
 from mnv2det.deploy.predictor import Predictor
@@ -43,6 +44,9 @@ def predict(
     pictures: bool = True,
     formats: Sequence[str] | None = None,
     every: int = 1,
+    backend: str = "auto",
+    precision: Precision = "fp32",
+    threads: int | None = None,
     device: str | None = None,
     stop: threading.Event | None = None,
 ) -> dict[str, Any]:
@@ -52,7 +56,7 @@ def predict(
     by threads; at most two batches of them are in memory, however many there are.
 
     Args:
-        source: A run folder or a weight file.
+        source: A run folder, a weight file or an exported model.
         inputs: Files, folders (with all below them), patterns such as ``day*/**/*.jpg``, and
             ``camera:0``, which runs until it is stopped.
         output: Folder for what is written. A picture's files bear its stem, numbered where two
@@ -67,7 +71,10 @@ def predict(
             size and speed. None takes json, pictures and, from a segmenter, masks, but those of
             frames only where they are named.
         every: Only every so-manieth frame of a video is looked at.
-        device: As in `Predictor`.
+        backend: As in `Predictor`, as are the next three.
+        precision: Likewise.
+        threads: Likewise.
+        device: Likewise.
         stop: Once set, the batch is finished, and what is done is kept.
 
     Returns:
@@ -77,9 +84,9 @@ def predict(
     Raises:
         ConfigError: A format is unknown, or the model has nothing to write in it.
         DataError: An input does not exist or would be overwritten, or the folder cannot be written.
-        WeightsError: As `Predictor`.
+        WeightsError: As `Predictor`, as are other ConfigErrors.
     """
-    predictor = Predictor(source, device=device)
+    predictor = Predictor(source, backend=backend, device=device, threads=threads, precision=precision)
     chosen = _formats(predictor, formats, pictures)
     sources = sources_of(inputs)
     folder, stop = Path(output), stop or threading.Event()
@@ -94,6 +101,7 @@ def predict(
                 frame_formats=chosen if formats is not None else chosen - {"masks"},
                 classes=predictor.classes,
                 categories=_categories(predictor),
+                segmenters=_tasks(predictor, "mask"),
                 threshold=threshold,
             ) as outputs,
         ):
@@ -248,8 +256,15 @@ def _silent_opencv() -> Iterator[None]:
         cv2.utils.logging.setLogLevel(level)
 
 
-def _categories(predictor: Predictor) -> list[dict[str, Any]]:
-    for task, head in predictor.header.heads.items():
-        if HEADS.get(head["name"]).class_key == "labels":
-            return [{"id": number, "name": name} for number, name in enumerate(predictor.classes[task], 1)]
-    return []
+def _tasks(predictor: Predictor, kind: str) -> list[str]:
+    """The tasks whose heads have that ``class_key``."""
+    return [task for task, head in predictor.header.heads.items() if HEADS.get(head["name"]).class_key == kind]
+
+
+def _categories(predictor: Predictor) -> dict[str, list[dict[str, Any]]]:
+    """By detecting task its classes, numbered from 1 through all of them."""
+    numbers = count(1)
+    return {
+        task: [{"id": next(numbers), "name": name} for name in predictor.classes[task]]
+        for task in _tasks(predictor, "labels")
+    }

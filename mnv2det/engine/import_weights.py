@@ -72,6 +72,8 @@ def import_weights(
     used, difference = 0, None
     if header.heads:
         model = _build(tensors, header, source)
+        # with every default spelled out, so that the file outlives a changed one
+        header.backbone, header.heads = model.header().backbone, model.header().heads
         if images:
             used, difference = _reestimate(model, header, source, _choose(images, limit), progress)
             tensors = model.state_dict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -169,7 +170,10 @@ class MobileDeepLab(Dense):
             return total / count.clamp(min=1e-6)
         each = F.cross_entropy(logits, masks, weights, ignore_index=IGNORE, reduction="none").flatten()
         labelled = int((masks != IGNORE).sum())
-        return each.topk(max(1, int(labelled * self.hardest))).values.mean()
+        total, at = each.topk(max(1, int(labelled * self.hardest)))
+        chosen = masks.flatten()[at]
+        count = (chosen != IGNORE).sum() if weights is None else _weigh(weights, chosen)
+        return total.sum() / count.clamp(min=1e-6)
 
     def scores(self, raw: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
         """Class probabilities float32 (B, K, H, W) at ``size``, to be averaged over scales."""
@@ -208,7 +212,12 @@ def _check(
         raise ConfigError(
             "mobile_deeplab: needs channels and loss_stride >= 1, 0 <= dropout < 1, auxiliary >= 0, 0 < hardest <= 1"
         )
-    if class_weights is not None and (len(class_weights) != classes or min(class_weights) < 0):
+    if class_weights is not None and (
+        len(class_weights) != classes
+        or not all(math.isfinite(weight) and weight >= 0 for weight in class_weights)
+        or not any(class_weights)
+    ):
         raise ConfigError(
-            f"mobile_deeplab: class_weights: expected {classes} numbers of at least 0, got {list(class_weights)[:30]}"
+            f"mobile_deeplab: class_weights: expected {classes} numbers of at least 0, not all 0,"
+            f" got {list(class_weights)[:30]}"
         )

@@ -233,6 +233,7 @@ def from_config(
 
     tensors, header = open_weights(model.weights) if model.weights else ({}, None)
     backbone: dict[str, Any] = {"name": model.backbone.name, "args": dict(model.backbone.args)}
+    inherited_fit: list[str] = []
     mean, std, fit = model.mean, model.std, model.fit.value if model.fit else None
     if header is not None:
         if not header.trainable:
@@ -242,6 +243,10 @@ def from_config(
             )
         backbone["args"] = _agree(model, header)
         mean, std = mean or list(header.preprocess.mean), std or list(header.preprocess.std)
+        if fit is None and header.preprocess.fit != Preprocess.fit:
+            inherited_fit = [
+                f"pictures are brought to the input's size by '{header.preprocess.fit}', as {model.weights} says"
+            ]
         fit = fit or header.preprocess.fit
     preprocess = Preprocess(
         (model.input_size[0], model.input_size[1]),
@@ -264,7 +269,7 @@ def from_config(
         if header is None:
             raise ConfigError("model.freeze: would keep random weights; name model.weights, or leave it out")
         built.freeze(model.freeze)
-    return built, notes
+    return built, inherited_fit + notes
 
 
 def from_file(
@@ -326,7 +331,9 @@ def _agree(model: ModelConfig, header: Header) -> dict[str, Any]:
             f"model.backbone.name: '{model.backbone.name}', but {model.weights} holds '{header.backbone['name']}'"
         )
     args = {
-        key: header.backbone["args"][key] for key in ("width", "padding", "norm_eps") if key in header.backbone["args"]
+        key: header.backbone["args"][key]
+        for key in ("width", "padding", "norm_eps", "act")
+        if key in header.backbone["args"]
     }
     for key, value in args.items():
         given = model.backbone.args.get(key, value)

@@ -219,9 +219,7 @@ class SSDLite(Head):
         """Boxes after score threshold and NMS within each class, in original pixels."""
         logits, codes, anchors = (raw[name].float().cpu() for name in ("logits", "codes", "anchors"))
         # what rises with the score is enough to choose by: few logits become scores, few codes boxes
-        evidence = logits[..., 1:]
-        if self.softmax:
-            evidence = evidence - logits.logsumexp(dim=-1, keepdim=True)
+        evidence = logits - logits.logsumexp(dim=-1, keepdim=True) if self.softmax else logits
         results = []
         for image, ((original_height, original_width), used) in enumerate(frames):
 
@@ -234,6 +232,7 @@ class SSDLite(Head):
                 threshold=_evidence(self.score_threshold, self.softmax),
                 iou=self.nms_iou,
                 keep=self.max_detections,
+                skip=1,
             )
             factor = found.new_tensor([original_width / used[1], original_height / used[0]] * 2)
             # once more, as scaling rounds

@@ -22,6 +22,7 @@ def class_nms(
     iou: float,
     keep: int,
     first: int = 256,
+    skip: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best ``keep`` boxes after NMS within each class.
 
@@ -30,61 +31,65 @@ def class_nms(
 
     Args:
         boxes: float (A, 4) xyxy, or a function that computes those of given rows, int64 (n,).
-        scores: float (A, K), on the CPU; logits do as well.
+        scores: float (A, skip + K), on the CPU; logits do as well.
         threshold: Scores up to this are no candidates.
         iou: Boxes of a class that overlap a better one by more are suppressed.
         keep: Most boxes returned.
-        first: Candidates looked at first.
+        first: Candidates looked at first, and added each time.
+        skip: Columns before the first class's.
 
     Returns:
         boxes (N, 4), scores (N,) falling, labels int64 (N,).
     """
-    values, classes = scores.detach().numpy(), scores.shape[1]
-    count = first
+    values = np.ascontiguousarray(scores.detach().numpy())
+    flat, columns, count, place = torch.from_numpy(values).view(-1), values.shape[1], 2 * first, 0
+    index, all_seen = _best(values, count, threshold, skip)
+    found: tuple[Tensor, Tensor, Tensor] | None = None
     while True:
-        index, all_seen = _best(values, count, threshold)
-        row, label = torch.from_numpy(index // classes), torch.from_numpy(index % classes)
-        best = scores[row, label]
-        chosen = boxes[row] if isinstance(boxes, Tensor) else boxes(row)
-        # float64: the offset that keeps classes apart must not blur the coordinates
-        exact = chosen.double()
-        offset = exact.abs().max() * 2 + 1 if len(exact) else 0.0
-        kept = nms(exact + (label * offset)[:, None], best.double(), iou)[:keep]
-        if len(kept) >= keep or all_seen:
-            return chosen[kept], best[kept], label[kept]
-        count *= 4
+        if place == len(index) and not all_seen:
+            count *= 4
+            index, all_seen = _best(values, count, threshold, skip)
+        at = torch.from_numpy(index[place : place + first])
+        place += len(at)
+        row = at // columns
+        new = (boxes[row] if isinstance(boxes, Tensor) else boxes(row), flat[at], at % columns - skip)
+        # those already kept are better than the new ones, and those already suppressed no longer matter
+        found = new if found is None else tuple(map(torch.cat, zip(found, new, strict=True)))  # type: ignore[assignment]
+        found = _suppress(*found, iou, keep)
+        if len(found[0]) >= keep or (place == len(index) and all_seen):
+            return found
 
 
-def _best(values: NDArray[Any], count: int, threshold: float) -> tuple[NDArray[np.int64], bool]:
+def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best ``keep`` after NMS within each class."""
+    # float64: the offset that keeps classes apart must not blur the coordinates
+    exact = boxes.double()
+    offset = exact.abs().max() * 2 + 1 if len(exact) else 0.0
+    kept = nms(exact + (labels * offset)[:, None], scores.double(), iou)[:keep]
+    return boxes[kept], scores[kept], labels[kept]
+
+
+def _best(values: NDArray[Any], count: int, threshold: float, skip: int) -> tuple[NDArray[np.int64], bool]:
     """Flat places of the best ``count`` values above the threshold, falling; whether these are all.
 
     The best values of disjoint groups are that many different ones, so the ``count``-th largest of
     them bounds the ``count``-th largest of all: most values are read only twice, to be compared.
     """
-    rows, classes = values.shape
+    rows, columns = values.shape
     groups = rows // GROUP
     bound = -np.inf
-    if groups * classes > count:
-        tops = values[: groups * GROUP].reshape(groups, GROUP, classes).max(axis=1).ravel()
-        bound = float(np.partition(tops, -count)[-count])
-    index = np.flatnonzero(values >= bound if bound > threshold else values > threshold)
-    found = values.reshape(-1)[index] if values.flags.c_contiguous else values[index // classes, index % classes]
+    if groups * (columns - skip) > count:
+        tops = values[: groups * GROUP].reshape(GROUP, -1).max(axis=0).reshape(groups, columns)[:, skip:]
+        bound = float(np.partition(tops, -count, axis=None)[-count])
+    above = values >= bound if bound > threshold else values > threshold
+    above[:, :skip] = False
+    index = np.flatnonzero(above)
     all_seen = bound <= threshold and len(index) <= count
-    if len(index) > count:
-        part = np.argpartition(found, -count)[-count:]
-        index, found = index[part], found[part]
-    return index[np.argsort(-found, kind="stable")], all_seen
+    # equal values by their place, so that more of them begin with the same
+    return index[np.argsort(-values.reshape(-1)[index], kind="stable")[:count]], all_seen
 
 
 def clip(boxes: Tensor, size: tuple[float, float]) -> Tensor:
     """Boxes (..., 4) xyxy cut to an image of (H, W)."""
     height, width = size
-    return torch.stack(
-        [
-            boxes[..., 0].clamp(0, width),
-            boxes[..., 1].clamp(0, height),
-            boxes[..., 2].clamp(0, width),
-            boxes[..., 3].clamp(0, height),
-        ],
-        dim=-1,
-    )
+    return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))

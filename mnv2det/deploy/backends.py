@@ -1,0 +1,270 @@
+"""One interface to the libraries that can run a network on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import queue
+import tempfile
+import threading
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mnv2det.deploy.convert import INPUT, SUFFIXES, Card, need, write
+from mnv2det.deploy.graph import Raw
+from mnv2det.errors import ConfigError, WeightsError, near
+from mnv2det.models.model import Model
+from mnv2det.models.weights.files import Header
+
+Precision = Literal["fp32", "bf16"]
+NAMES = ("torch", "onnxruntime", "openvino")
+# which of them read a format, the one that `auto` prefers first
+READERS = {"onnx": ("onnxruntime", "openvino"), "openvino": ("openvino",), "torch": ("torch",)}
+
+
+class Backend(ABC):
+    """A loaded network. Threads may share it.
+
+    Attributes:
+        name: Of the library.
+        card: What it computes.
+        precision: Of what is not int8.
+        any_size: Whether the raw form also takes inputs of other sizes than the model's.
+    """
+
+    name: str
+    card: Card
+    precision: Precision = "fp32"
+    any_size = False
+
+    @abstractmethod
+    def run(self, image: NDArray[np.uint8]) -> dict[str, Tensor]:
+        """The network's outputs as ``task.name``, for the caller to keep.
+
+        Args:
+            image: uint8 (B, H, W, 3), RGB, C-contiguous.
+        """
+
+
+class TorchBackend(Backend):
+    """A model of ours in torch, or an exported program.
+
+    Args:
+        network: Maps uint8 (B, H, W, 3) to tensors by name.
+        card: Of the model.
+        device: Where it computes.
+        autocast: Whether convolutions are computed in bfloat16 from float32 weights.
+    """
+
+    name = "torch"
+
+    def __init__(self, network: nn.Module, card: Card, *, device: torch.device, autocast: bool = False) -> None:
+        self.network, self.card, self.device, self.autocast = network, card, device, autocast
+        self.any_size = isinstance(network, Raw)
+        if autocast or (isinstance(network, Raw) and network.dtype == torch.bfloat16):
+            self.precision = "bf16"
+
+    def run(self, image: NDArray[np.uint8]) -> dict[str, Tensor]:
+        """See `Backend`."""
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            found: dict[str, Tensor] = self.network(torch.from_numpy(image).to(self.device))
+        return found
+
+
+class OnnxBackend(Backend):
+    """An ONNX file in onnxruntime, on the CPU.
+
+    Args:
+        path: The file.
+        threads: None takes all cores.
+
+    Raises:
+        WeightsError: It cannot be read.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, path: Path, *, threads: int | None) -> None:
+        library = need("onnxruntime", "export")
+        options = library.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads or cores(), 1
+        options.log_severity_level = 3
+        try:
+            self.session = library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # it has no error class of its own
+            raise WeightsError(f"{path}: onnxruntime cannot load it ({_line(error)})") from None
+        self.card = Card.of(dict(self.session.get_modelmeta().custom_metadata_map), where=str(path))
+        self.outputs = [output.name for output in self.session.get_outputs()]
+
+    def run(self, image: NDArray[np.uint8]) -> dict[str, Tensor]:
+        """See `Backend`."""
+        found = self.session.run(self.outputs, {INPUT: image})
+        return {name: torch.from_numpy(value) for name, value in zip(self.outputs, found, strict=True)}
+
+
+class OpenVinoBackend(Backend):
+    """An OpenVINO or ONNX file in OpenVINO, on the CPU.
+
+    Single inputs of the model's own size, the usual ones, have a network compiled for that shape.
+
+    Args:
+        path: The file.
+        threads: None takes all cores.
+        precision: Of what is not int8 in the file.
+
+    Raises:
+        WeightsError: It cannot be read.
+    """
+
+    name = "openvino"
+
+    def __init__(self, path: Path, *, threads: int | None, precision: Precision) -> None:
+        self.precision = precision
+        self.core = need("openvino", "openvino").Core()
+        try:
+            network = self.core.read_model(path)
+            # where its reader of ONNX puts a file's metadata
+            places = {key: ["framework", key] for key in Card.KEYS}
+            entries = {
+                key: network.get_rt_info(at).astype(str) for key, at in places.items() if network.has_rt_info(at)
+            }
+            self.card = Card.of(entries, where=str(path))
+        except RuntimeError as error:
+            raise WeightsError(f"{path}: OpenVINO cannot load it ({_line(error)})") from None
+        self.settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads or cores(),
+            # by itself it takes bfloat16 wherever the processor has it
+            "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else precision,
+        }
+        self.outputs = [output.any_name for output in network.outputs]
+        self.network, self.compiling = network, threading.Lock()
+        self.compiled: dict[bool, Any] = {}
+        self.idle: dict[bool, queue.SimpleQueue[Any]] = {True: queue.SimpleQueue(), False: queue.SimpleQueue()}
+        self.usual = (1, *self.card.header.preprocess.input_size, 3) if self.card.form == "raw" else None
+        self._compile(usual=self.usual is not None)
+
+    def run(self, image: NDArray[np.uint8]) -> dict[str, Tensor]:
+        """See `Backend`."""
+        usual = image.shape == self.usual
+        # a request serves one thread at a time
+        try:
+            request = self.idle[usual].get_nowait()
+        except queue.Empty:
+            request = self._compile(usual=usual).create_infer_request()
+        request.infer({INPUT: image}, share_inputs=True)
+        found = {name: torch.from_numpy(request.get_tensor(name).data.copy()) for name in self.outputs}
+        self.idle[usual].put(request)
+        return found
+
+    def _compile(self, *, usual: bool) -> Any:
+        """The network for inputs of the usual shape, or for any; compiled when first needed."""
+        with self.compiling:
+            if usual not in self.compiled:
+                network = self.network.clone()
+                if usual:
+                    network.reshape(list(self.usual or ()))
+                self.compiled[usual] = self.core.compile_model(network, "CPU", self.settings)
+            return self.compiled[usual]
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_bf16() -> bool:
+    """Whether this processor computes in bfloat16."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def open_model(
+    model: Model, header: Header, backend: str, *, device: torch.device, threads: int | None, precision: Precision
+) -> Backend:
+    """A model of ours in any backend; ``auto`` takes torch, others need seconds to convert it.
+
+    Raises:
+        ConfigError: The backend is not installed, or has not that device or precision.
+    """
+    card = Card(header, "raw")
+    name = _choose(backend, NAMES, "this model", precision) if backend != "auto" else "torch"
+    _check(name, device, threads, precision)
+    if name == "torch":
+        raw = Raw(model, torch.bfloat16 if precision == "bf16" else torch.float32)
+        return TorchBackend(raw.to(device).to(memory_format=torch.channels_last), card, device=device)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        write(model, card, path)
+        return _open(name, path, threads=threads, precision=precision)
+
+
+def open_export(
+    path: Path, backend: str, *, device: torch.device, threads: int | None, precision: Precision
+) -> Backend:
+    """An exported file in a backend that reads it.
+
+    Raises:
+        ConfigError: The backend does not read it or is not installed, or has not that device or precision.
+        WeightsError: The file is missing, damaged or not ours.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such exported model")
+    name = _choose(backend, READERS[SUFFIXES[path.suffix.lower()]], str(path), precision)
+    _check(name, device, threads, precision)
+    if name == "torch":
+        return _open_program(path, precision)
+    return _open(name, path, threads=threads, precision=precision)
+
+
+def _open(name: str, path: Path, *, threads: int | None, precision: Precision) -> Backend:
+    if name == "onnxruntime":
+        return OnnxBackend(path, threads=threads)
+    return OpenVinoBackend(path, threads=threads, precision=precision)
+
+
+def _open_program(path: Path, precision: Precision) -> Backend:
+    entries: dict[str, Any] = dict.fromkeys(Card.KEYS, "")
+    try:
+        program = torch.export.load(path, extra_files=entries)
+    except Exception as error:  # whatever its archive reader stumbles over
+        raise WeightsError(f"{path}: torch cannot load it ({_line(error)})") from None
+    card = Card.of({key: value for key, value in entries.items() if value}, where=str(path))
+    return TorchBackend(program.module(), card, device=torch.device("cpu"), autocast=precision == "bf16")
+
+
+def _choose(backend: str, able: tuple[str, ...], what: str, precision: str) -> str:
+    if backend != "auto" and backend not in NAMES:
+        raise ConfigError(f"backend '{backend}'{near(backend, ('auto', *NAMES))}")
+    if backend == "auto":
+        fit = [name for name in able if not (precision == "bf16" and name == "onnxruntime")] or list(able)
+        return next((name for name in fit if importlib.util.find_spec(name)), fit[0])
+    if backend not in able:
+        raise ConfigError(f"backend '{backend}' does not read {what}; {' or '.join(able)} does")
+    return backend
+
+
+def _check(name: str, device: torch.device, threads: int | None, precision: str) -> None:
+    """What a backend has not; sets torch's threads, which are the process's."""
+    if precision not in get_args(Precision):
+        raise ConfigError(f"precision '{precision}': expected fp32 or bf16; int8 comes from a quantized file")
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads: expected at least 1, got {threads}")
+    if name != "torch" and device.type != "cpu":
+        raise ConfigError(f"backend '{name}' runs on the CPU here, not on {device}")
+    if precision == "bf16" and name == "onnxruntime":
+        raise ConfigError("onnxruntime has no bf16 on the CPU; use openvino or torch")
+    if precision == "bf16" and device.type == "cpu" and not has_bf16():
+        raise ConfigError("precision bf16: this processor has none (AVX-512 needed); use fp32")
+    if name == "torch" and threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,90 @@
+"""Post-training int8 of an exported network, calibrated on pictures."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnv2det.deploy.convert import INPUT, need
+
+# what is computed in int8; all else of a network is cheap, or surrounds it
+# (a convolution and the ReLU behind it are one operator: not named, it would be rounded before it is clipped)
+QUANTIZED = ("Conv", "Clip", "Relu", "Add")
+
+
+def to_int8(proto: Any, inputs: Iterable[NDArray[np.uint8]]) -> Any:
+    """The same network in int8 where that pays, by onnxruntime's static quantisation.
+
+    Activations have eight unsigned bits and one range, weights eight signed bits and a range per
+    channel. The first convolution reads exact pixels and the last ones decide on scores, boxes and
+    masks: these stay in float32, as does all that follows them.
+
+    Args:
+        proto: An ``onnx.ModelProto`` of `mnv2det.deploy.convert.to_onnx`.
+        inputs: What it is to be calibrated on, uint8 (1, H, W, 3) each, brought to its input's size
+            if the form is raw.
+
+    Returns:
+        An ``onnx.ModelProto``.
+
+    Raises:
+        ConfigError: onnxruntime or ONNX is not installed.
+    """
+    library = need("onnxruntime.quantization", "export")
+    onnx = need("onnx", "export")
+    logger, level = logging.getLogger(), logging.getLogger().level
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "int8.onnx"
+        logger.setLevel(logging.ERROR)  # it advises on what was done already
+        try:
+            library.quantize_static(
+                proto,
+                path,
+                _reader(library.CalibrationDataReader, inputs),
+                quant_format=library.QuantFormat.QDQ,
+                op_types_to_quantize=list(QUANTIZED),
+                per_channel=True,
+                activation_type=library.QuantType.QUInt8,
+                weight_type=library.QuantType.QInt8,
+                nodes_to_exclude=sorted(kept_exact(proto)),
+                calibrate_method=library.CalibrationMethod.MinMax,
+            )
+        finally:
+            logger.setLevel(level)
+        return onnx.load(str(path))
+
+
+def kept_exact(proto: Any) -> set[str]:
+    """Names of the nodes that are not quantised: the first convolution, the last ones, and what follows these.
+
+    Args:
+        proto: An ``onnx.ModelProto``; its nodes are in the order of computation.
+    """
+    convolutions = [node.name for node in proto.graph.node if node.op_type == "Conv"]
+    # names of the convolutions that a value still goes through, from the end
+    ahead: dict[str, bool] = {}
+    exact = set(convolutions[:1])
+    for node in reversed(proto.graph.node):
+        followed = any(ahead.get(name, False) for name in node.output)
+        if not followed:
+            exact.add(node.name)
+        for name in node.input:
+            ahead[name] = ahead.get(name, False) or followed or node.op_type == "Conv"
+    return exact
+
+
+def _reader(base: type, inputs: Iterable[NDArray[np.uint8]]) -> Any:
+    """The pictures, as onnxruntime asks for them."""
+    feeds: Iterator[dict[str, NDArray[np.uint8]]] = ({INPUT: image} for image in inputs)
+
+    class Reader(base):
+        def get_next(self) -> Any:
+            return next(feeds, None)
+
+    return Reader()
