@@ -32,7 +32,8 @@ def found(*boxes: tuple[float, float, float, float], scores: list[float] | None 
 
 def outputs(folder: Path, formats: frozenset[str] = ALL, **options: Any) -> Outputs:
     classes = {"det": NAMES, "seg": ["background", "road"], "cls": NAMES}
-    facts: dict[str, Any] = {"frame_formats": formats, "classes": classes, "categories": CATEGORIES, "threshold": 0.5}
+    facts: dict[str, Any] = {"frame_formats": formats, "classes": classes, "categories": {"det": CATEGORIES}}
+    facts |= {"segmenters": ["seg"], "threshold": 0.5}
     return Outputs(folder, formats=formats, **(facts | options))
 
 
@@ -110,13 +111,14 @@ def test_json_is_coco_and_frames_know_their_time(tmp_path: Path) -> None:
             {"image_id": 1, "category_id": 2, "bbox": [0, 0, 5, 5], "score": pytest.approx(0.8)},
         ],
         "categories": CATEGORIES,
+        "mask_classes": {"seg": ["background", "road"]},
     }
 
 
 def test_a_run_without_pictures_writes_valid_files(tmp_path: Path) -> None:
     with outputs(tmp_path) as out:
         out.finish()
-    empty = {"images": [], "annotations": [], "categories": CATEGORIES}
+    empty = {"images": [], "annotations": [], "categories": CATEGORIES, "mask_classes": {"seg": ["background", "road"]}}
     assert json.loads((tmp_path / "predictions.json").read_text()) == empty
     assert (tmp_path / "predictions.csv").read_bytes() == b"file,frame,class,score,x1,y1,x2,y2\r\n"
 

@@ -298,15 +298,16 @@ def test_names_are_unique_by_stem_whatever_the_kind(detector: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("name", "out"),
-    [("a.mp4", "."), ("a.avi", "."), ("predictions.csv", "."), ("masks/a/1.png", "."), ("voc/a.xml", ".")],
+    ("name", "formats"),
+    [("a.mp4", "pictures"), ("a.avi", "pictures"), ("predictions.csv", "csv"), ("voc/a.xml", "json,voc")],
 )
-def test_no_input_is_overwritten(detector: str, tmp_path: Path, name: str, out: str, capsys: Any) -> None:
+def test_no_input_is_overwritten(detector: str, tmp_path: Path, name: str, formats: str, capsys: Any) -> None:
     home = tmp_path / "home"
     film(home / "sub/a.avi", 2)
     (home / name).parent.mkdir(parents=True, exist_ok=True)
     (home / name).write_bytes(b"mine")
-    assert main(["predict", detector, str(home / "sub/a.avi"), str(home / name), "--out", str(home / out)]) == 2
+    inputs = [str(home / "sub/a.avi"), str(home / name)]
+    assert main(["predict", detector, *inputs, "--out", str(home), "--formats", formats]) == 2
     assert f"would overwrite the picture {home / name}; choose another folder" in capsys.readouterr().err
     assert (home / name).read_bytes() == b"mine"
 

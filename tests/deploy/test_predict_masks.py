@@ -188,3 +188,36 @@ def test_a_folder_that_cannot_be_written_is_named(segmenter: str, pictures: Path
     with pytest.raises(DataError, match="masks: cannot write") as caught:
         predict(segmenter, [str(pictures / "a")], output=str(tmp_path / "out"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_mask_is_not_written_over_a_picture_that_is_read(segmenter: str, tmp_path: Path):
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "a.png").write_bytes(encode(picture(40, 60), ".png"))
+    with pytest.raises(DataError, match=r"would overwrite the picture .*masks/a\.png"):
+        predict(segmenter, [str(tmp_path / "masks")], output=str(tmp_path))
+    assert predict(segmenter, [str(tmp_path / "masks")], output=str(tmp_path), formats=["json"])["images"] == 1
+
+
+def test_tasks_of_a_kind_have_ids_and_folders_of_their_own(tmp_path: Path):
+    parts = {"one": "det", "two": "det", "low": "seg", "high": "seg"}
+    model = assemble(
+        {"name": "mobilenet_v2", "args": {"width": 0.35, "output_stride": 16}},
+        {task: HEADS[kind] for task, kind in parts.items()},
+        classes={task: CLASSES[kind] for task, kind in parts.items()},
+        preprocess=Preprocess((65, 65)),
+    ).eval()
+    save_weights(tmp_path / "w.safetensors", model.state_dict(), model.header())
+    (tmp_path / "a.png").write_bytes(encode(picture(40, 60), ".png"))
+    predict(str(tmp_path / "w.safetensors"), [str(tmp_path / "a.png")], output=str(tmp_path / "out"), threshold=0.0)
+    found = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [(entry["id"], entry["name"]) for entry in found["categories"]] == [
+        (1, "cat"),
+        (2, "dog"),
+        (3, "cat"),
+        (4, "dog"),
+    ]
+    assert {row["category_id"] for row in found["annotations"]} == {1, 2, 3, 4}
+    assert found["mask_classes"] == {"low": CLASSES["seg"], "high": CLASSES["seg"]}
+    for task in ("low", "high"):
+        assert found["images"][0][task]["mask"] == f"masks/{task}/a.png"
+        assert (tmp_path / "out" / "masks" / task / "a.png").is_file()

@@ -240,6 +240,18 @@ def test_only_the_hardest_pixels_count(share: float) -> None:
     assert wanted > each.mean()
 
 
+def test_the_hardest_pixels_are_a_weighted_mean_too() -> None:
+    weights = (1.0, 2.0, 3.0, 4.0)
+    features, targets = small_features(), [{"mask": torch.randint(0, 4, (33, 49))} for _ in range(2)]
+    losses = []
+    for scale in (1.0, 5.0):
+        torch.manual_seed(1)
+        head = small_head(hardest=0.3, class_weights=tuple(scale * weight for weight in weights)).eval()
+        losses.append(head.loss(head(features), targets)["seg"])
+    # only how they compare matters, as with all pixels
+    torch.testing.assert_close(losses[0], losses[1])
+
+
 @pytest.mark.parametrize("options", [{}, {"class_weights": (1.0, 2.0, 3.0, 4.0)}, {"hardest": 0.5}], ids=str)
 @pytest.mark.parametrize("targets", ["ignored", "absent", "weightless"])
 def test_nothing_to_learn_is_zero_with_a_zero_gradient(options: dict[str, object], targets: str) -> None:
@@ -289,6 +301,9 @@ def test_dropout_is_for_training_alone() -> None:
         {"loss_stride": 0},
         {"class_weights": (1.0, 1.0)},
         {"class_weights": (1.0, 1.0, 1.0, -1.0)},
+        {"class_weights": (1.0, 1.0, 1.0, float("nan"))},
+        {"class_weights": (1.0, 1.0, 1.0, float("inf"))},
+        {"class_weights": (0.0, 0.0, 0.0, 0.0)},
     ],
     ids=str,
 )
