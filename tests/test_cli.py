@@ -9,7 +9,7 @@ import pytest
 
 from mnv2det.cli import main
 
-VERBS = ("train", "eval", "predict", "config", "import-weights", "grid")
+VERBS = ("train", "eval", "predict", "export", "bench", "config", "import-weights", "grid", "paper", "data")
 
 
 def make_voc(root: Path, *, broken: bool = False) -> None:

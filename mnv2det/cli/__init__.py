@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mnv2det.cli import ship, train
+from mnv2det.cli import data, paper, ship, train
 from mnv2det.errors import Mnv2detError
 from mnv2det.version import __version__
 
@@ -78,6 +78,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mnv2det {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for part in (train, ship):
+    for part in (train, data, ship, paper):
         part.add(verbs)
     return parser

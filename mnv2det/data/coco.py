@@ -79,7 +79,7 @@ class COCO(Dataset):
         self._skip = bad_data is BadData.skip
         self.path = inside(root, annotations, where="data set coco: annotations")
         self.folder = inside(root, images, where="data set coco: images")
-        data = _load(self.path)
+        data = load_json(self.path)
         self._read_images(data["images"])
         labels = self._read_categories(data["categories"], names)
         self._mask_ids = None if masks is None else self._mask_classes(masks, mask_names)
@@ -202,7 +202,7 @@ class COCO(Dataset):
             raise DataError(f"{place}: category_id {category!r} has no name in categories")
         index = places[image]
         height, width = (int(n) for n in self._sizes[index])
-        x, y, w, h = _box(entry, (height, width), place)
+        x, y, w, h = stated_box(entry, (height, width), place)
         if w <= 0 or h <= 0:
             raise DataError(f"{place} (image {image}): bbox {[x, y, w, h]} has no area")
         corners = [max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)]
@@ -212,7 +212,7 @@ class COCO(Dataset):
         if corners[0] == corners[2] or corners[1] == corners[3]:
             raise DataError(f"{place} (image {image}): bbox {[x, y, w, h]} has no area")
         area = entry.get("area", w * h)
-        if not _real(area):
+        if not real(area):
             raise DataError(f"{place}: area: expected a number, got {str(area)[:40]}")
         crowd = entry.get("iscrowd", 0)
         if crowd not in (0, 1):
@@ -237,7 +237,12 @@ def _boxes(rows: list[_Row], images: int) -> BoxTable:
     )
 
 
-def _load(path: Path) -> dict[str, list[Any]]:
+def load_json(path: Path) -> dict[str, list[Any]]:
+    """A COCO-style json; its three lists are there, what they hold is not looked at.
+
+    Raises:
+        DataError: The file is missing, no json, or lacks one of the lists.
+    """
     try:
         data = json.loads(path.read_bytes())
     except OSError as error:
@@ -250,15 +255,25 @@ def _load(path: Path) -> dict[str, list[Any]]:
     return data
 
 
-def _box(entry: Mapping[str, Any], size: tuple[int, int], place: str) -> list[float]:
-    """(x, y, w, h) as stated or, where there is no bbox, of the polygons or the run-length mask."""
+def stated_box(entry: Mapping[str, Any], size: tuple[int, int], place: str) -> list[float]:
+    """(x, y, w, h) as stated or, where there is no bbox, of the polygons or the run-length mask.
+
+    Args:
+        entry: One of the json's annotations.
+        size: (H, W) of its image.
+        place: File and annotation, for messages.
+
+    Raises:
+        DataError: It is no list of four numbers.
+    """
     box = entry.get("bbox")
     if box is None and entry.get("segmentation"):
         box = bounds(entry["segmentation"], size, place)
-    if not isinstance(box, list) or len(box) != 4 or not all(_real(value) for value in box):
+    if not isinstance(box, list) or len(box) != 4 or not all(real(value) for value in box):
         raise DataError(f"{place}: bbox: expected [x, y, width, height], got {str(box)[:60]}")
     return [float(value) for value in box]
 
 
-def _real(value: Any) -> bool:
+def real(value: Any) -> bool:
+    """Whether a value from a json is a number that a coordinate may be."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9

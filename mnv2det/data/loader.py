@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -211,10 +212,16 @@ def _loader(
 
 
 def _quiet_worker(_: int) -> None:
-    """One thread per worker: the cores belong to the training step. Signals to the group are for the parent."""
+    """One thread per worker: the cores belong to the training step. Requests to stop are for the parent.
+
+    A terminal sends them to the whole group, a cluster to every process; a worker goes when its parent does.
+    """
     import cv2
 
     os.setpgrp()
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 

@@ -45,9 +45,6 @@ def mask_list(found: Sequence[str], given: Sequence[str] | None, *, where: str) 
 def read_mask(path: Path, classes: int) -> NDArray[np.uint8]:
     """Reads class ids from a palette or grey PNG.
 
-    Pillow reads it, because OpenCV would turn a palette into its colours. Like a picture's, the
-    EXIF rotation is applied, although hardly a mask has one.
-
     Args:
         path: The file.
         classes: Number of classes; ids are below it, or 255.
@@ -56,7 +53,40 @@ def read_mask(path: Path, classes: int) -> NDArray[np.uint8]:
         uint8 (H, W).
 
     Raises:
-        DataError: The file is missing or damaged, holds colours, or an id that no class has.
+        DataError: As `read_ids`, or it holds an id that no class has.
+    """
+    ids = read_ids(path, classes)
+    wrong = ids[foreign(ids, classes)]
+    if len(wrong):
+        values, counts = np.unique(wrong, return_counts=True)
+        more = f" (and {len(values) - 1} other such ids)" if len(values) > 1 else ""
+        raise DataError(
+            f"{path}: class id {values[0]} in {counts[0]} pixels{more}; expected 0 ... {classes - 1}, or 255 = ignore"
+        )
+    return ids.astype(np.uint8)
+
+
+def foreign(ids: NDArray[Any], classes: int) -> NDArray[np.bool_]:
+    """Which ids are neither a class's nor 255."""
+    wrong: NDArray[np.bool_] = ((ids < 0) | (ids >= classes)) & (ids != IGNORE)
+    return wrong
+
+
+def read_ids(path: Path, classes: int) -> NDArray[Any]:
+    """Reads a mask as it is stored, whatever its ids are.
+
+    Pillow reads it, because OpenCV would turn a palette into its colours. Like a picture's, the
+    EXIF rotation is applied, although hardly a mask has one.
+
+    Args:
+        path: The file.
+        classes: Number of classes, for the message.
+
+    Returns:
+        bool or integers (H, W).
+
+    Raises:
+        DataError: The file is missing or damaged, or holds colours.
     """
     try:
         data = path.read_bytes()
@@ -75,14 +105,7 @@ def read_mask(path: Path, classes: int) -> NDArray[np.uint8]:
         )
     if picture.mode == "L":
         ids //= {2: 85, 4: 17}.get(data[24], 1)  # Pillow spreads 2- and 4-bit grey over 0 ... 255
-    wrong = ids[((ids < 0) | (ids >= classes)) & (ids != IGNORE)]
-    if len(wrong):
-        values, counts = np.unique(wrong, return_counts=True)
-        more = f" (and {len(values) - 1} other such ids)" if len(values) > 1 else ""
-        raise DataError(
-            f"{path}: class id {values[0]} in {counts[0]} pixels{more}; expected 0 ... {classes - 1}, or 255 = ignore"
-        )
-    return ids.astype(np.uint8)
+    return ids
 
 
 class Region(NamedTuple):

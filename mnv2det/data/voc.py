@@ -139,17 +139,15 @@ class VOC(Dataset):
         return Sample(image, target, self.image_id(index))
 
     def _annotation(self, path: Path) -> tuple[tuple[int, int], list[Row]]:
-        tree = _parse(path)
-        size = (_number(tree, "size/height", path), _number(tree, "size/width", path))
-        if min(size) < 1 or max(size) > 1e6:
-            raise DataError(f"{path}: size {size[1]:g}x{size[0]:g} is not an image's")
+        tree = parse_xml(path)
+        size = stated_size(tree, path)
         rows = []
         for number, item in enumerate(tree.findall("object"), 1):
             try:
                 rows.append(_object(item, number, size, path))
             except DataError as error:
                 self._leave_out(error)
-        return (int(size[0]), int(size[1])), rows
+        return size, rows
 
     def _leave_out(self, error: DataError) -> None:
         if not self._skip:
@@ -158,7 +156,13 @@ class VOC(Dataset):
 
 
 def _read_lists(devkit: Path, sets: Sequence[str], lists: str, where: str) -> list[tuple[Path, str]]:
-    listed = [entry for item in sets for entry in _read_list(devkit, item, lists)]
+    listed: list[tuple[Path, str]] = []
+    for item in sets:
+        home, path = list_file(devkit, item, lists)
+        stems = read_stems(path)
+        for stem in stems:
+            inside(home, stem, where=str(path))
+        listed += [(home, stem) for stem in stems]
     if len(set(listed)) != len(listed):
         twice = next(stem for (_, stem), times in Counter(listed).items() if times > 1)
         raise DataError(f"{where}: image '{twice}' is listed twice")
@@ -169,7 +173,12 @@ def _read_lists(devkit: Path, sets: Sequence[str], lists: str, where: str) -> li
     return listed
 
 
-def _read_list(devkit: Path, item: str, folder: str) -> list[tuple[Path, str]]:
+def list_file(devkit: Path, item: str, folder: str) -> tuple[Path, Path]:
+    """The folder of images and the list file that one of ``sets`` names.
+
+    Raises:
+        DataError: It is no FOLDER/LIST, leaves the devkit, or there is no such list.
+    """
     year, slash, name = item.partition("/")
     if not slash or year in ("", ".") or "/" in name:
         raise DataError(f"data set voc: set '{item}': expected FOLDER/LIST such as VOC2007/trainval")
@@ -180,11 +189,13 @@ def _read_list(devkit: Path, item: str, folder: str) -> list[tuple[Path, str]]:
         others = sorted(p.parent.name for p in home.glob("ImageSets/*/*.txt") if p.stem == name)
         hint = f"; ImageSets/{others[0]} has one (argument lists)" if others else near(name, lists)
         raise DataError(f"{path}: no such image list{hint}")
+    return home, path
+
+
+def read_stems(path: Path) -> list[str]:
+    """The images that a list names."""
     # per-class lists carry a second column of 1, 0 and -1
-    stems = [line.split()[0] for line in path.read_text("utf-8-sig", errors="replace").splitlines() if line.strip()]
-    for stem in stems:
-        inside(home, stem, where=str(path))
-    return [(home, stem) for stem in stems]
+    return [line.split()[0] for line in path.read_text("utf-8-sig", errors="replace").splitlines() if line.strip()]
 
 
 def _find_mask(home: Path, relative: str, need: Need | None) -> str:
@@ -198,7 +209,12 @@ def _find_mask(home: Path, relative: str, need: Need | None) -> str:
     raise DataError(f"{path}: no such mask{'' if folder in others else near(folder, others)}")
 
 
-def _parse(path: Path) -> Any:
+def parse_xml(path: Path) -> Any:
+    """The root element of an annotation.
+
+    Raises:
+        DataError: The file is missing, no xml, or one that harms its reader.
+    """
     try:
         return fromstring(path.read_bytes())
     except OSError as error:
@@ -207,12 +223,40 @@ def _parse(path: Path) -> Any:
         raise DataError(f"{path}: not a safe, well-formed xml ({' '.join(str(error).split())[:120]})") from None
 
 
-def _object(item: Any, number: int, size: tuple[float, float], path: Path) -> Row:
+def stated_size(tree: Any, path: Path) -> tuple[int, int]:
+    """(H, W) of the image as its annotation states it.
+
+    Raises:
+        DataError: It states none, or what no image can have.
+    """
+    height, width = _number(tree, "size/height", path), _number(tree, "size/width", path)
+    if min(height, width) < 1 or max(height, width) > 1e6:
+        raise DataError(f"{path}: size {width:g}x{height:g} is not an image's")
+    return int(height), int(width)
+
+
+def stated_object(item: Any, number: int, path: Path) -> tuple[str, list[float], bool]:
+    """Name, box and ``difficult`` of an annotation's object, the box as the file has it.
+
+    Args:
+        item: The element.
+        number: Its place among the objects, from 1, for messages.
+        path: Of the file, likewise.
+
+    Raises:
+        DataError: It has no name, or a corner is no number.
+    """
     name = (item.findtext("name") or "").strip()
-    place = f"{path}: object {number} '{name}'"
     if not name:
         raise DataError(f"{path}: object {number} has no name")
-    x1, y1, x2, y2 = (_number(item, f"bndbox/{key}", place) for key in ("xmin", "ymin", "xmax", "ymax"))
+    place = f"{path}: object {number} '{name}'"
+    box = [_number(item, f"bndbox/{key}", place) for key in ("xmin", "ymin", "xmax", "ymax")]
+    return name, box, (item.findtext("difficult") or "0").strip() == "1"
+
+
+def _object(item: Any, number: int, size: tuple[int, int], path: Path) -> Row:
+    name, (x1, y1, x2, y2), difficult = stated_object(item, number, path)
+    place = f"{path}: object {number} '{name}'"
     for low, high, axis in ((x1, x2, "x"), (y1, y2, "y")):
         if low >= high:
             sign = ">" if low > high else "="
@@ -221,7 +265,7 @@ def _object(item: Any, number: int, size: tuple[float, float], path: Path) -> Ro
     box = [max(x1 - 1, 0), max(y1 - 1, 0), min(x2, size[1]), min(y2, size[0])]
     if box[0] >= box[2] or box[1] >= box[3]:
         raise DataError(f"{place}: box {x1:g} {y1:g} {x2:g} {y2:g} lies outside the {size[1]:g}x{size[0]:g} image")
-    return box, name, (item.findtext("difficult") or "0").strip() == "1"
+    return box, name, difficult
 
 
 def _number(tree: Any, tag: str, place: object) -> float:

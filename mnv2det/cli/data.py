@@ -1,0 +1,192 @@
+"""The verbs that look at data."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterable
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from mnv2det.cli.common import add_json, new_verb, write_json_file
+from mnv2det.errors import ConfigError, near
+
+if TYPE_CHECKING:
+    from mnv2det.data.check.findings import Finding
+    from mnv2det.engine.anchor_fit import AnchorFit
+    from mnv2det.engine.check_data import Report
+
+MOST_CLASSES = 20  # rows of the table of classes
+
+CHECK_EPILOG = """examples:
+  mnv2det data check configs/ssdlite_bccd.yaml data.root=/data
+  mnv2det data check photos/ --json findings.json --strict
+  mnv2det data check photos/ --fix photos_clean
+
+exit codes: 0 no errors, 1 errors (with --strict: or warnings), 2 your mistake, 130 interrupted"""
+
+
+def add(verbs: Any) -> None:
+    """Adds them to the command line."""
+    parent = new_verb(verbs, "data", None, "look for faults in a data set")
+    below = parent.add_subparsers(metavar="VERB", required=True)
+    verb = new_verb(below, "check", _check, "list all that is wrong with the data of a config or folder")
+    verb.epilog, verb.formatter_class = CHECK_EPILOG, argparse.RawDescriptionHelpFormatter
+    verb.add_argument(
+        "source", metavar="CONFIG_OR_FOLDER", help="a YAML of configs/, or a folder in VOC's layout or with COCO json"
+    )
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides of the config")
+    add_json(verb)
+    verb.add_argument("--fix", metavar="DIR", help="write a cleaned copy to this new folder; the source stays as it is")
+    verb.add_argument("--workers", type=int, metavar="N", help="reading processes (default: one per core)")
+    verb.add_argument(
+        "--limit-per-kind", type=int, default=5, metavar="N", help="findings printed of a kind (default: %(default)s)"
+    )
+    verb.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="input the anchors are for (default: the config's, or 320)",
+    )
+    verb.add_argument("--mask-classes", type=int, metavar="N", help="number of mask classes, for a folder")
+    verb.add_argument("--allow", action="append", default=[], metavar="KIND", help="findings of this kind do not fail")
+    verb.add_argument("--strict", action="store_true", help="warnings fail, too")
+
+
+def _check(given: argparse.Namespace) -> int:
+    from mnv2det.data.check.findings import KINDS
+    from mnv2det.data.check.pool import cores
+    from mnv2det.engine.check_data import check_data
+
+    allowed = {kind for text in given.allow for kind in text.split(",")}
+    for kind in sorted(allowed - KINDS.keys()):
+        raise ConfigError(f"--allow {kind}: no such kind of finding{near(kind, KINDS)}")
+    workers = cores() if given.workers is None else given.workers
+    if workers < 1 or given.limit_per_kind < 0 or (given.size and min(given.size) < 32):
+        raise ConfigError("--workers must be at least 1, --limit-per-kind 0, --size 32")
+    if given.mask_classes is not None and not 1 <= given.mask_classes <= 255:
+        raise ConfigError("--mask-classes must be from 1 to 255")
+    report = check_data(
+        given.source,
+        given.overrides,
+        workers=workers,
+        size=tuple(given.size) if given.size else None,
+        mask_count=given.mask_classes,
+        fix=given.fix,
+    )
+    write_json_file(given, report.to_json())
+    for line in _lines(report, given.limit_per_kind, given.json):
+        print(line)
+    if report.fixed is not None:
+        _print_fixed(report, given.fix)
+    failing = {"error", "warning"} if given.strict else {"error"}
+    return int(any(finding.severity in failing and finding.kind not in allowed for finding in report.findings))
+
+
+def _lines(report: Report, limit: int, json: str | None) -> Iterable[str]:
+    """The report as people read it: what was checked, in figures; what was found; what to do."""
+    from mnv2det.data.check.findings import KINDS, SEVERITIES
+    from mnv2det.engine.check_data import summary
+
+    figures = {part.split.name: summary(part) for part in report.parts}
+    yield from (f"{name}: {one['about']}" for name, one in figures.items())
+    yield ""
+    yield from _table(figures)
+    yield from _class_table(figures, "classes", "boxes")
+    yield from _class_table(figures, "mask_pixels", "pixels")
+    yield from _anchors(report.anchors)
+    for remark in report.remarks:
+        yield f"not known: {remark}"
+    counts = report.counts()
+    yield ", ".join(f"{counts[severity]} {severity}s" for severity in SEVERITIES)
+    for kind, group in groupby(report.findings, key=lambda finding: finding.kind):
+        found = list(group)
+        about = KINDS[kind]
+        yield ""
+        yield f"{about.severity}: {about.title} ({kind}: {len(found)})"
+        for finding in found[:limit]:
+            yield f"  {_text(finding)}"
+        if len(found) > limit:
+            yield f"  and {len(found) - limit} more ({'see ' + json if json else '--json FILE lists all'})"
+        yield f"  -> {about.advice}" + (f"; --fix: {about.fix}" if about.fix and report.fixed is None else "")
+
+
+def _text(finding: Finding) -> str:
+    place = f"{finding.split} {finding.file}".strip()
+    if finding.annotation is not None:
+        place += f" annotation {finding.annotation}"
+    return f"{place}: {finding.value}" + (f"; expected {finding.expected}" if finding.expected else "")
+
+
+def _table(figures: dict[str, dict[str, Any]]) -> Iterable[str]:
+    yield f"{'':<16}{'images':>8}{'readable':>10}{'no boxes':>10}{'boxes':>9}{'ignored':>9}  picture sizes"
+    for name, one in figures.items():
+        sizes = list(one["picture_sizes"].items())
+        if one["distinct_sizes"] == 1:
+            text = sizes[0][0]
+        else:
+            most = f", most often {sizes[0][0]} ({sizes[0][1]})" if sizes else ""
+            text = f"{one['distinct_sizes']} different{most}"
+        yield (
+            f"{name[:15]:<16}{one['images']:>8}{one['readable']:>10}{one['without_boxes']:>10}{one['boxes']:>9}"
+            f"{one['ignored']:>9}  {text}"
+        )
+    yield ""
+
+
+def _class_table(figures: dict[str, dict[str, Any]], key: str, unit: str) -> Iterable[str]:
+    """Counts by class, the most frequent first."""
+    from mnv2det.data.check.findings import shown
+
+    columns = {name: one[key] for name, one in figures.items() if one[key]}
+    if not columns:
+        return
+    counts = {
+        name: {c: n["boxes"] if isinstance(n, dict) else n for c, n in one.items()} for name, one in columns.items()
+    }
+    total: Counter[str] = Counter()
+    for one in counts.values():
+        total.update(one)
+    yield f"{unit + ' by class':<28}" + "".join(f"{name[:14]:>15}" for name in columns)
+    for label, _ in total.most_common(MOST_CLASSES):
+        yield f"{shown(label, 24):<28}" + "".join(f"{one.get(label, 0):>15}" for one in counts.values())
+    if len(total) > MOST_CLASSES:
+        yield f"and {len(total) - MOST_CLASSES} classes with fewer"
+    yield ""
+
+
+def _anchors(fit: AnchorFit | None) -> Iterable[str]:
+    from mnv2det.data.check.findings import shown
+
+    if fit is None:
+        return
+    height, width = fit.input_size
+    yield (
+        f"anchors of {fit.detector} at {height}x{width}, {fit.fit}: {fit.without:.1%} of {fit.boxes} boxes have none of"
+        f" IoU {fit.threshold:g} or more"
+    )
+    parts = [f"{name} {row['without']:.0%} of {row['boxes']}" for name, row in fit.sizes.items() if row["boxes"]]
+    yield f"  by size in the input: {', '.join(parts)} (small is below 32x32 pixels, large from 96x96)"
+    worst = sorted(fit.classes.items(), key=lambda item: -item[1]["without"])[:8]
+    yield "  by class: " + ", ".join(f"{shown(name, 24)} {row['without']:.0%} of {row['boxes']}" for name, row in worst)
+    low, *_, high = fit.side_percentiles
+    yield (
+        f"  boxes measure {low:g} to {high:g} pixels (5 to 95 %), anchors {fit.anchor_sides[0]:g} to"
+        f" {fit.anchor_sides[1]:g}"
+    )
+    yield ""
+
+
+def _print_fixed(report: Report, target: str) -> None:
+    from mnv2det.data.check.findings import KINDS
+
+    assert report.fixed is not None
+    done = Counter((finding.kind, action) for finding, action in report.fixed)
+    print(f"\ncleaned copy: {target}")
+    for (kind, action), count in done.items():
+        if action:
+            print(f"  {count} x {KINDS[kind].title}: {action}")
+    left = [f"{KINDS[kind].title} ({count})" for (kind, action), count in done.items() if not action]
+    if left:
+        print(f"left for you, unchanged in the copy: {', '.join(left)}")

@@ -1,0 +1,11 @@
+"""``mnv2det data`` from a checkout: python tools/data.py check --help."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mnv2det.cli import tool
+
+if __name__ == "__main__":
+    tool("data")
