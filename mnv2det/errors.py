@@ -11,9 +11,11 @@ class Mnv2detError(Exception):
 
     Attributes:
         exit_code: What the command line exits with: 2 for the user's mistake.
+        silent: Whether another process prints the same line.
     """
 
     exit_code = 2
+    silent = False
 
 
 class ConfigError(Mnv2detError):
@@ -29,7 +31,7 @@ class WeightsError(Mnv2detError):
 
 
 class TrainingError(Mnv2detError):
-    """A run failed for a reason found while training (a non-finite loss, a dead worker)."""
+    """A run failed for a reason found while training (a non-finite loss, a full disk, a dead worker)."""
 
     exit_code = 1
 

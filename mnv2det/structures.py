@@ -130,7 +130,7 @@ class Segmentation:
 
 
 Result = Detections | Segmentation | Scores
-Fit = Literal["stretch", "letterbox", "pad"]
+Fit = Literal["stretch", "letterbox", "pad", "crop"]
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,8 @@ class Preprocess:
         fit: How pictures come to that size. ``stretch``: each side by itself. ``letterbox``: scaled
             with its ratio kept, the rest at the right and bottom filled with the mean colour.
             ``pad``: not scaled, only filled up; a larger picture is covered by overlapping windows.
+            ``crop``: scaled with its ratio kept so that the input shows 7/8 of the shorter side, in the
+            middle; for classes of whole pictures alone.
     """
 
     input_size: tuple[int, int] = (320, 320)

@@ -9,16 +9,27 @@ from typing import Any
 
 from mnv2det.cli.common import add_device, add_json, add_overrides, new_verb, print_figures, speaks, write_json_file
 from mnv2det.config import load_config, to_yaml
-from mnv2det.errors import ConfigError
+from mnv2det.errors import ConfigError, Mnv2detError
+
+STOPPING = """Ctrl-C, SIGTERM and SIGUSR1 finish the step, save and exit with 130; once more, a second later, ends it at
+once. Other exit codes: 0 done, 1 failed (a non-finite loss, a full disk, a dead process), 2 your mistake."""
 
 
 def add(verbs: Any) -> None:
     """Adds them to the command line."""
     verb = new_verb(verbs, "train", _train, "train a model into a run folder, or resume one")
+    verb.epilog = STOPPING
+    verb.formatter_class = argparse.RawDescriptionHelpFormatter
     verb.add_argument("config", nargs="?", help="a YAML of configs/ (not with --resume)")
     add_overrides(verb)
     verb.add_argument("--out", metavar="DIR", help="run folder (default: runs/NAME_OF_CONFIG)")
-    verb.add_argument("--resume", metavar="RUN", help="go on with this run folder from its last checkpoint")
+    verb.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="go on with this run folder from its last checkpoint; of key=value only those that say where and how"
+        " often (data.root, data.workers, train.log_every, train.checkpoint_every, train.keep_checkpoints) go with it",
+    )
+    verb.add_argument("--allow-changes", action="store_true", help="with --resume: also keys that change the result")
     add_device(verb)
     add_json(verb)
 
@@ -52,20 +63,29 @@ def add(verbs: Any) -> None:
 
 
 def _train(given: argparse.Namespace) -> int:
-    if given.resume and (given.config or given.overrides or given.out):
+    if given.resume and given.config and "=" in given.config:  # argparse cannot know it for an override
+        given.overrides, given.config = [given.config, *given.overrides], None
+    if given.resume and (given.config or given.out):
         raise ConfigError("--resume RUN goes alone: the run folder holds its config")
     if not given.resume and not given.config:
         raise ConfigError("train needs a config, or --resume RUN")
     if given.resume:
-        from mnv2det.engine.trainer import resume_config
+        from mnv2det.engine.resume import resume_config
 
-        config, folder = resume_config(Path(given.resume)), Path(given.resume)
+        config, folder = resume_config(Path(given.resume), given.overrides), Path(given.resume)
     else:
         config = load_config(given.config, given.overrides)
         folder = Path(given.out or Path("runs") / Path(given.config).stem)
     from mnv2det.engine.trainer import train
 
-    summary = train(config, folder, resume=bool(given.resume), device=given.device)
+    try:
+        summary = train(
+            config, folder, resume=bool(given.resume), allow_changes=given.allow_changes, device=given.device
+        )
+    except Mnv2detError as error:
+        if error.silent:  # torchrun's first process prints it
+            return error.exit_code
+        raise
     if not speaks():
         return 0
     print_figures(summary["figures"])

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from mnv2det.errors import Mnv2detError
 from mnv2det.models.model import pick_device
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,53 @@ class Processes:
         dist.all_gather_object(values, value)
         return values
 
+    def lead(self, act: Callable[[], T]) -> T:
+        """What ``act`` returns on the first process, on every process; only the first one calls it.
+
+        Raises:
+            Mnv2detError: ``act`` raised it; every process does then, and the first one prints it.
+        """
+        given: list[Any] = [None, None]
+        if self.main:
+            try:
+                given[0] = act()
+            except Mnv2detError as error:
+                given[1] = error
+        if self.world > 1:
+            dist.broadcast_object_list(given, 0)
+        if given[1] is not None:
+            raise self.shared(given[1])
+        return given[0]
+
+    def together(self, act: Callable[[], T]) -> T:
+        """Calls ``act`` on every process; when it fails on one of them, all raise that one's error.
+
+        Raises:
+            Mnv2detError: Of the first process that failed, which it names unless all did.
+        """
+        result, failed = None, None
+        try:
+            result = act()
+        except Mnv2detError as error:
+            failed = error
+        errors = self.gather(failed)
+        first = next((rank for rank, error in enumerate(errors) if error is not None), None)
+        if first is None:
+            return result  # type: ignore[return-value]
+        told = errors[first]
+        if None in errors:
+            told = type(told)(f"process {first} of {self.world}: {told}")
+        raise self.shared(told)
+
+    def shared(self, error: Mnv2detError) -> Mnv2detError:
+        """Marks an error that all processes raise alike: one of them prints it."""
+        error.silent = not self.main
+        return error
+
+    def own(self, error: Mnv2detError) -> Mnv2detError:
+        """Says in an error that only this process raises which one it is."""
+        return type(error)(f"process {self.rank} of {self.world}: {error}") if self.world > 1 else error
+
     def share(self, tensors: Sequence[torch.Tensor]) -> None:
         """Gives every process the first one's values, in place."""
         if self.world > 1:
@@ -48,13 +98,21 @@ class Processes:
                 dist.all_reduce(tensor)
                 tensor /= self.world
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any process."""
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of all processes' values."""
+        if self.world > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def any(self, *flags: bool | torch.Tensor) -> list[bool]:
+        """Which of the flags are set on any process; one exchange for all of them."""
         if self.world == 1:
-            return flag
-        shared = torch.tensor([float(flag)], device=self.device)
+            return [bool(flag) for flag in flags]
+        parts = [torch.as_tensor(flag, dtype=torch.float32, device=self.device) for flag in flags]
+        shared = torch.stack(parts)
         dist.all_reduce(shared, dist.ReduceOp.MAX)
-        return bool(shared.item())
+        return [bool(value) for value in shared.tolist()]
 
 
 @contextmanager
@@ -78,3 +136,8 @@ def processes(device: str | None = None) -> Iterator[Processes]:
         yield Processes(rank, world, chosen)
     finally:
         dist.destroy_process_group()
+
+
+def restarted() -> bool:
+    """Whether torchrun has started these processes again after one of them failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0

@@ -19,12 +19,15 @@ class RunLog:
         folder: The run folder.
         active: Whether this process writes.
         step: On resume, the step to go on from: later lines of a killed run are dropped.
+        evaluated: On resume, the step of the latest evaluation that counts: lines of later ones are dropped.
     """
 
-    def __init__(self, folder: Path, *, active: bool, step: int = 0) -> None:
+    def __init__(self, folder: Path, *, active: bool, step: int = 0, evaluated: int = 0) -> None:
         self.path, self.active = folder / "metrics.jsonl", active
         if active and self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step] if step else []
+            upto = {"eval": evaluated}
+            lines = self.path.read_text().splitlines() if step else []
+            kept = [line for line in lines if _step_of(line) <= upto.get(_kind_of(line), step)]
             write_atomically(self.path, lambda file: file.write("".join(line + "\n" for line in kept).encode()))
 
     def write(self, **record: Any) -> None:
@@ -51,6 +54,13 @@ def progress(total: int, start: int, *, active: bool) -> tqdm[Any]:
         mininterval=0.2 if watched else 20,
         file=sys.stderr,
     )
+
+
+def _kind_of(line: str) -> str:
+    try:
+        return str(json.loads(line)["kind"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _step_of(line: str) -> int:
