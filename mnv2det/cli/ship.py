@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,7 @@ def _predict(given: argparse.Namespace) -> int:
             backend=given.backend,
             precision=given.precision,
             threads=given.threads,
+            memory_budget=given.memory_budget,
             device=given.device,
             stop=stop,
         )
@@ -197,6 +199,7 @@ def _bench(given: argparse.Namespace) -> int:
         repeats=given.repeats,
         labelled=_labelled(given),
         heads=_thresholds(given),
+        memory_budget=given.memory_budget,
     )
     _print_problems(summary)
     columns = ("median", "p90", "decode", "preprocess", "network", "postprocess")
@@ -243,6 +246,21 @@ def _beside(source: str, name: str) -> Path:
 
 def _add_threads(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--threads", type=int, metavar="N", help="threads of one prediction (default: all cores)")
+    verb.add_argument(
+        "--memory-budget",
+        type=_bytes,
+        metavar="BYTES",
+        help="of torch's activations on the CPU, as in 2MB; 'cache': as little as costs no time (default: no limit)",
+    )
+
+
+def _bytes(text: str) -> int:
+    if text == "cache":
+        return 0
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(|KB|MB|GB)", text.upper())
+    if match is None or float(match[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"'{text}': expected bytes, as in 2MB, or cache")
+    return round(float(match[1]) * {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9}[match[2]])
 
 
 def _add_accuracy(verb: argparse.ArgumentParser) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mnv2det.deploy.convert import INPUT, SUFFIXES, Card, need, write
 from mnv2det.deploy.graph import Raw
+from mnv2det.deploy.memory import memory_efficient
 from mnv2det.errors import ConfigError, WeightsError, near
 from mnv2det.models.model import Model
 from mnv2det.models.weights.files import Header
@@ -95,6 +96,8 @@ class OnnxBackend(Backend):
         options = library.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads or cores(), 1
         options.log_severity_level = 3
+        # its threads would go on spinning on the cores that decoding the results needs
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self.session = library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # it has no error class of its own
@@ -186,9 +189,25 @@ def has_bf16() -> bool:
 
 
 def open_model(
-    model: Model, header: Header, backend: str, *, device: torch.device, threads: int | None, precision: Precision
+    model: Model,
+    header: Header,
+    backend: str,
+    *,
+    device: torch.device,
+    threads: int | None,
+    precision: Precision,
+    memory_budget: int | None = None,
 ) -> Backend:
     """A model of ours in any backend; ``auto`` takes torch, others need seconds to convert it.
+
+    Args:
+        model: The model.
+        header: Of its file.
+        backend: As in `mnv2det.deploy.predictor.Predictor`, as are the others.
+        device: Likewise.
+        threads: Likewise.
+        precision: Likewise.
+        memory_budget: Likewise.
 
     Raises:
         ConfigError: The backend is not installed, or has not that device or precision.
@@ -196,9 +215,14 @@ def open_model(
     card = Card(header, "raw")
     name = _choose(backend, NAMES, "this model", precision) if backend != "auto" else "torch"
     _check(name, device, threads, precision)
+    if memory_budget is not None and name != "torch":
+        raise ConfigError(f"memory budget: only the torch backend has it, not '{name}'")
     if name == "torch":
         raw = Raw(model, torch.bfloat16 if precision == "bf16" else torch.float32)
-        return TorchBackend(raw.to(device).to(memory_format=torch.channels_last), card, device=device)
+        raw = raw.to(device).to(memory_format=torch.channels_last)
+        if memory_budget is not None:
+            raw = memory_efficient(raw, memory_budget or None)
+        return TorchBackend(raw, card, device=device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         write(model, card, path)

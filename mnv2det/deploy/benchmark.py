@@ -87,6 +87,7 @@ def bench(
     repeats: int = 40,
     labelled: Labelled | None = None,
     heads: Mapping[str, Mapping[str, Any]] | None = None,
+    memory_budget: int | None = None,
 ) -> dict[str, Any]:
     """Times every backend and precision that is to be had, in turns, each in a process of its own.
 
@@ -103,6 +104,7 @@ def bench(
         repeats: Predictions in a turn.
         labelled: As in `mnv2det.deploy.export.export`.
         heads: By task, thresholds in place of the model's.
+        memory_budget: As in `Predictor`; torch's rows then have it.
 
     Returns:
         ``rows`` as `Row.summary` gives them, ``threads``, ``pictures``, what they are and ``problems`` with them.
@@ -122,7 +124,7 @@ def bench(
         rows = list(_rows(source, Path(folder), backends, precisions, calibrate, heads, problems))
         if not rows:
             raise ConfigError("nothing to time: none of these backends has one of these precisions here")
-        children = [opened.enter_context(_child(row, threads, heads)) for row in rows]
+        children = [opened.enter_context(_child(row, threads, heads, memory_budget)) for row in rows]
         turns = [(row, child) for _ in range(rounds) for row, child in zip(rows, children, strict=True)]
         for number, (row, child) in enumerate(tqdm(turns, desc="timing", leave=False, disable=not sys.stderr.isatty())):
             found, row.memory = _ask(child, "time", encoded, repeats, WARM_UP if number < len(rows) else 2)
@@ -185,11 +187,11 @@ def _rows(
 
 
 @contextmanager
-def _child(row: Row, threads: int | None, heads: Any) -> Iterator[Connection]:
+def _child(row: Row, threads: int | None, heads: Any, memory_budget: int | None) -> Iterator[Connection]:
     """A process that has loaded the model and waits."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, row, threads, heads), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, row, threads, heads, memory_budget), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -213,7 +215,7 @@ def _ask(child: Connection, *question: Any) -> Any:
     return answer
 
 
-def _serve(pipe: Connection, row: Row, threads: int | None, heads: Any) -> None:
+def _serve(pipe: Connection, row: Row, threads: int | None, heads: Any, memory_budget: int | None) -> None:
     """The child's side."""
     before = _peak()
     try:
@@ -224,6 +226,7 @@ def _serve(pipe: Connection, row: Row, threads: int | None, heads: Any) -> None:
             device="cpu",
             threads=threads,
             precision=precision,
+            memory_budget=memory_budget if row.backend == "torch" and row.file.suffix == ".safetensors" else None,
             heads=heads if row.file.suffix == ".safetensors" else None,
         )
         cv2.setNumThreads(threads or cores())

@@ -47,6 +47,7 @@ def predict(
     backend: str = "auto",
     precision: Precision = "fp32",
     threads: int | None = None,
+    memory_budget: int | None = None,
     device: str | None = None,
     stop: threading.Event | None = None,
 ) -> dict[str, Any]:
@@ -71,9 +72,10 @@ def predict(
             size and speed. None takes json, pictures and, from a segmenter, masks, but those of
             frames only where they are named.
         every: Only every so-manieth frame of a video is looked at.
-        backend: As in `Predictor`, as are the next three.
+        backend: As in `Predictor`, as are the next four.
         precision: Likewise.
         threads: Likewise.
+        memory_budget: Likewise.
         device: Likewise.
         stop: Once set, the batch is finished, and what is done is kept.
 
@@ -86,7 +88,14 @@ def predict(
         DataError: An input does not exist or would be overwritten, or the folder cannot be written.
         WeightsError: As `Predictor`, as are other ConfigErrors.
     """
-    predictor = Predictor(source, backend=backend, device=device, threads=threads, precision=precision)
+    predictor = Predictor(
+        source,
+        backend=backend,
+        device=device,
+        threads=threads,
+        precision=precision,
+        memory_budget=memory_budget,
+    )
     chosen = _formats(predictor, formats, pictures)
     sources = sources_of(inputs)
     folder, stop = Path(output), stop or threading.Event()

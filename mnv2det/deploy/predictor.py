@@ -43,6 +43,8 @@ class Predictor:
         threads: That a prediction computes with; None takes all cores. Of torch they are the process's.
         precision: ``fp32``, or ``bf16`` where backend and processor have it. An int8 file stays int8;
             this is then the precision of what is not quantized in it.
+        memory_budget: Bytes of activations that the backbone may hold at once, on torch and the CPU
+            (paper, section 5.1); 0: as little as costs no time, None: no limit.
         heads: By task, thresholds in place of the model's: ``score_threshold``, ``nms_iou``,
             ``max_detections``.
 
@@ -69,11 +71,14 @@ class Predictor:
         device: str | None = None,
         threads: int | None = None,
         precision: Precision = "fp32",
+        memory_budget: int | None = None,
         heads: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         exported = Path(source).suffix.lower() in SUFFIXES
         elsewhere = exported or backend in ("onnxruntime", "openvino")
         self.device = pick_device("cpu" if device is None and elsewhere else device)
+        if exported and memory_budget is not None:
+            raise ConfigError(f"{source}: a memory budget needs weights, not an exported model")
         if exported:
             self.backend: Backend = open_export(
                 Path(source), backend, device=self.device, threads=threads, precision=precision
@@ -85,7 +90,13 @@ class Predictor:
         else:
             model, self.header = from_file(str(weights_of(source)), heads=heads)
             self.backend = open_model(
-                model, self.header, backend, device=self.device, threads=threads, precision=precision
+                model,
+                self.header,
+                backend,
+                device=self.device,
+                threads=threads,
+                precision=precision,
+                memory_budget=memory_budget,
             )
             self.heads = dict(model.heads.items())  # type: ignore[arg-type]
         self.classes = self.header.classes

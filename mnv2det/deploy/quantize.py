@@ -44,7 +44,8 @@ def to_int8(proto: Any, inputs: Iterable[NDArray[np.uint8]]) -> Any:
         logger.setLevel(logging.ERROR)  # it advises on what was done already
         try:
             library.quantize_static(
-                proto,
+                # it moves the weights of what it is given into a file of its own
+                onnx.ModelProto.FromString(proto.SerializeToString()),
                 path,
                 _reader(library.CalibrationDataReader, inputs),
                 quant_format=library.QuantFormat.QDQ,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mnv2det.data.transforms import fill_of
+from mnv2det.data.transforms import CROP, fill_of
 from mnv2det.ops.maps import enlarge
 from mnv2det.structures import Preprocess
 
@@ -34,14 +34,20 @@ def fit(image: Tensor, preprocess: Preprocess) -> tuple[Tensor, Tensor, Tensor]:
     """
     size = torch.stack([torch.scalar_tensor(image.shape[axis], dtype=torch.float64) for axis in (1, 2)])
     inputs = torch.tensor(preprocess.input_size, dtype=torch.float64)
-    used = inputs
-    if preprocess.fit != "stretch":
+    used = scaled = inputs
+    corner = torch.zeros(2, dtype=torch.float64)
+    if preprocess.fit == "crop":
+        factor = (inputs / CROP / size).amax(dim=0)
+        scaled = torch.maximum((size * factor).round(), inputs)
+        corner = ((scaled - inputs) / 2).floor()
+    elif preprocess.fit != "stretch":
         factor = (inputs / size).amin(dim=0)
         if preprocess.fit == "pad":
             factor = factor.clamp(max=1.0)
-        used = (size * factor).round().clamp(min=1.0)
+        used = scaled = (size * factor).round().clamp(min=1.0)
     (y0, y1, down0, down1), (x0, x1, right0, right1) = (
-        _taps(preprocess.input_size[axis], size[axis], used[axis], exact_ends=axis == 1) for axis in (0, 1)
+        _taps(preprocess.input_size[axis], size[axis], scaled[axis], corner[axis], exact_ends=axis == 1)
+        for axis in (0, 1)
     )
     rows = []
     for y in (y0, y1):
@@ -50,19 +56,23 @@ def fit(image: Tensor, preprocess: Preprocess) -> tuple[Tensor, Tensor, Tensor]:
         rows.append((left * right0[:, None] + right * right1[:, None]) // 16)
     above, below = (row * part[:, None, None] // 65536 for row, part in zip(rows, (down0, down1), strict=True))
     fitted = (above + below + 2) // 4
-    if preprocess.fit != "stretch":
+    if preprocess.fit in ("letterbox", "pad"):
         seen = [torch.arange(preprocess.input_size[axis]) < used[axis] for axis in (0, 1)]
         fill = torch.tensor(fill_of(preprocess), dtype=torch.int32)
         fitted = torch.where((seen[0][:, None] & seen[1])[..., None], fitted, fill)
     return fitted, size, used
 
 
-def _taps(length: int, size: Tensor, used: Tensor, *, exact_ends: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _taps(
+    length: int, size: Tensor, used: Tensor, first: Tensor, *, exact_ends: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Along one axis, the two pixels that each of ``length`` new ones is mixed from, and their weights.
+
+    ``first`` is the first of the new ones: those before it are cut off.
 
     As OpenCV computes them: rounded to 1 / 2048, at the ends of rows (not of columns) one pixel alone.
     """
-    places = torch.arange(length, dtype=torch.float64)
+    places = torch.arange(length, dtype=torch.float64) + first
     place = ((places + 0.5) * (size / used) - 0.5).float()
     last = (size - 1).float()
     low = place.floor()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,14 +54,15 @@ def class_nms(
         row = at // columns
         new = (boxes[row] if isinstance(boxes, Tensor) else boxes(row), flat[at], at % columns - skip)
         # those already kept are better than the new ones, and those already suppressed no longer matter
-        found = new if found is None else tuple(map(torch.cat, zip(found, new, strict=True)))  # type: ignore[assignment]
-        found = _suppress(*found, iou, keep)
+        joined = new if found is None else [torch.cat(pair) for pair in zip(found, new, strict=True)]
+        found = _suppress(joined, iou, keep)
         if len(found[0]) >= keep or (place == len(index) and all_seen):
             return found
 
 
-def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, keep: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best ``keep`` after NMS within each class."""
+def _suppress(candidates: Sequence[Tensor], iou: float, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best ``keep`` of boxes, scores and labels after NMS within each class."""
+    boxes, scores, labels = candidates
     # float64: the offset that keeps classes apart must not blur the coordinates
     exact = boxes.double()
     offset = exact.abs().max() * 2 + 1 if len(exact) else 0.0

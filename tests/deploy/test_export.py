@@ -73,6 +73,15 @@ def test_every_format_and_form(folder: Path, suffix: str, form):
         assert_same(compare(Predictor(source), exported, pictures()), least=20)
 
 
+def test_a_complete_classifier_sees_the_middle(folder: Path):
+    source = weights(folder, "cls", fit="crop", size=(64, 64))
+    model, header = from_file(str(source))
+    write(model, Card(header, "complete"), folder / "crop.onnx")
+    for backend in ("onnxruntime", "openvino"):
+        found = compare(Predictor(source), Predictor(folder / "crop.onnx", backend=backend), pictures())
+        assert found.above(1e-4) == [], found
+
+
 def test_a_raw_segmenter_takes_any_size_and_batch(folder: Path):
     source = weights(folder, "seg", fit="pad")
     model, header = from_file(str(source))
