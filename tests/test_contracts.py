@@ -19,7 +19,7 @@ from mnv2det.engine.build import build_augmentation, build_evaluators, check
 from mnv2det.engine.optim import build_optimizer
 from mnv2det.models.model import from_config
 from mnv2det.registry import AUGMENTATIONS, BACKBONES, DATASETS, EVALUATORS, HEADS, OPTIMIZERS, SCHEDULES
-from mnv2det.structures import Frame, Preprocess, Segmentation
+from mnv2det.structures import Frame, Preprocess, Scores, Segmentation
 
 CONFIGS = sorted(Path(__file__).resolve().parents[1].glob("configs/*.yaml"))
 CLASSES = {"labels": ["a", "b", "c"], "mask": ["background", "a", "b", "c"], "label": ["a", "b", "c"]}
@@ -28,7 +28,7 @@ CLASSES = {"labels": ["a", "b", "c"], "mask": ["background", "a", "b", "c"], "la
 def test_there_is_something_to_check():
     assert len(CONFIGS) >= 11
     assert {"ssdlite_coco", "ssdlite_voc", "ssdlite_shapes", "ssdlite_bccd"} <= {path.stem for path in CONFIGS}
-    assert DATASETS.names() == ["coco", "shapes", "voc"]
+    assert DATASETS.names() == ["coco", "imagefolder", "shapes", "voc"]
 
 
 @pytest.mark.parametrize("name", BACKBONES.names())
@@ -60,6 +60,11 @@ def test_evaluator_of_nothing_and_of_everything(name: str):
         evaluator.update("image", Segmentation(torch.tensor([[0, 2], [2, 1]], dtype=torch.uint8)), {"mask": mask})
         assert evaluator.compute()["mIoU"] == 1
         assert evaluator.compute()["IoU/b"] == -1
+        return
+    if name == "topk":
+        evaluator.update("image", Scores(torch.tensor([0.1, 0.2, 0.7])), {"label": np.array(2)})
+        assert evaluator.compute()["top1"] == 1
+        assert evaluator.compute()["top1/b"] == -1
         return
     boxes = np.array([[1, 1, 30, 30], [5, 5, 20, 40]], np.float32)
     truth = {"boxes": boxes, "labels": np.array([0, 2]), "ignore": np.zeros(2, bool), "area": np.array([841.0, 525])}
@@ -121,6 +126,7 @@ def test_config_builds_and_runs_a_step(path: Path):
         sample = data.read(index)
         sample.target["labels"] %= 3
         sample.target["mask"] %= 4
+        sample.target["label"] = np.array(index)
         image, target = transform(sample, 7)
         frame = Frame((120, 160), (image.shape[0], image.shape[1]))
         items.append(Loaded(index, torch.from_numpy(image).permute(2, 0, 1), target, frame, sample.target))

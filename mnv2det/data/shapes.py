@@ -33,7 +33,7 @@ class Shapes(Dataset):
         count: Number of images.
         size: (H, W) in pixels.
         seed: Another seed, another data set.
-        most: Most shapes in an image; at least one.
+        most: Most shapes in an image; at least one. Where one is all, it is the picture's class, too.
         scale: Smallest and largest shape, relative to the shorter side.
         turn: Shapes are turned by up to this many degrees either way.
         min_visible: See above.
@@ -69,6 +69,8 @@ class Shapes(Dataset):
         self.split, self.count, self.size, self.seed = split, count, size, seed
         self.most, self.scale, self.turn, self.min_visible = most, scale, turn, min_visible
         self.classes = {"labels": list(NAMES), "mask": ["background", *NAMES]}
+        if most == 1:
+            self.classes["label"] = list(NAMES)
         self.problems = []
 
     def __len__(self) -> int:
@@ -98,7 +100,10 @@ class Shapes(Dataset):
             drawn.append(int(np.count_nonzero(shape)))
             _paint(rng, image, shape)
         grain = rng.standard_normal((*self.size, 1), np.float32) * np.float32(rng.uniform(3, 12))
-        return Sample(np.clip(image + grain, 0, 255).astype(np.uint8), self._annotate(owner, labels, drawn), index)
+        target = self._annotate(owner, labels, drawn)
+        if self.most == 1:
+            target["label"] = np.array(labels[0], np.int64)
+        return Sample(np.clip(image + grain, 0, 255).astype(np.uint8), target, index)
 
     def _annotate(self, owner: NDArray[np.int16], labels: list[int], drawn: list[int]) -> Arrays:
         boxes, kept, ignore, area = [], [], [], []

@@ -21,6 +21,7 @@ from mnv2det.registry import AUGMENTATIONS
 from mnv2det.structures import IGNORE, Frame, Preprocess, Sample
 
 Transform = Callable[[Sample, int], tuple[NDArray[np.uint8], Arrays]]
+CROP = 0.875  # share of a picture's shorter side that `fit: crop` shows, as the authors evaluate (224 of 256)
 
 
 class Warp(A.DualTransform):
@@ -167,6 +168,46 @@ def ssd(
     return pipeline(window, flip=flip, vertical_flip=vertical_flip, photometric=photometric)
 
 
+@AUGMENTATIONS.register("inception")
+def inception(
+    preprocess: Preprocess,
+    *,
+    area: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (0.75, 1.333),
+    flip: float = 0.5,
+    vertical_flip: float = 0.0,
+    photometric: float = 0.8,
+) -> Transform:
+    """The augmentation for classes of pictures (Szegedy et al. 2014, section 6): a crop of any size, stretched.
+
+    Args:
+        preprocess: Of the model.
+        area: Of the crop, relative to the image.
+        ratio: Of the crop, width / height.
+        flip: As in `ssd`, as are the others.
+        vertical_flip: Likewise.
+        photometric: Likewise.
+
+    Raises:
+        ConfigError: A share or range is out of order.
+    """
+    if not all(0 <= p <= 1 for p in (flip, vertical_flip, photometric)):
+        raise ConfigError("augmentation inception: shares must be from 0 to 1")
+    if not (0 < area[0] <= area[1] <= 1 and 0 < ratio[0] <= ratio[1]):
+        raise ConfigError("augmentation inception: needs 0 < area <= 1 and 0 < ratio")
+    window = Window(
+        preprocess.input_size,
+        crop=1.0,
+        expand=0.0,
+        area=area,
+        ratio=ratio,
+        covered=(0.0,),
+        most=1.0,
+        fill=fill_of(preprocess),
+    )
+    return pipeline(window, flip=flip, vertical_flip=vertical_flip, photometric=photometric)
+
+
 @AUGMENTATIONS.register("none")
 def none(preprocess: Preprocess) -> Transform:
     """Brings the image to the input size as evaluation does, and changes nothing else."""
@@ -232,6 +273,10 @@ def fit(image: NDArray[np.uint8], preprocess: Preprocess) -> tuple[NDArray[np.ui
     (height, width), size = preprocess.input_size, (image.shape[0], image.shape[1])
     if preprocess.fit == "stretch":
         return stretch(image, (height, width)), Frame(size, (height, width))
+    if preprocess.fit == "crop":
+        scaled, (top, left) = scale_to_crop(size, (height, width))
+        image = stretch(image, scaled)[top : top + height, left : left + width]
+        return np.ascontiguousarray(image), Frame(size, (height, width))
     used = size
     if preprocess.fit == "letterbox":
         factor = min(height / size[0], width / size[1])
@@ -241,6 +286,13 @@ def fit(image: NDArray[np.uint8], preprocess: Preprocess) -> tuple[NDArray[np.ui
     if bottom or right:
         image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=fill_of(preprocess))  # type: ignore[assignment]
     return image, Frame(size, used)
+
+
+def scale_to_crop(size: tuple[int, int], window: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """What a picture is scaled to, (h, w), and the corner (y, x) of the window in its middle."""
+    factor = max(side / CROP / length for side, length in zip(window, size, strict=True))
+    height, width = (max(side, round(length * factor)) for side, length in zip(window, size, strict=True))
+    return (height, width), ((height - window[0]) // 2, (width - window[1]) // 2)
 
 
 def fill_of(preprocess: Preprocess) -> tuple[int, int, int]:

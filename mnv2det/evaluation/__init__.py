@@ -1,5 +1,5 @@
 """Evaluators; importing this registers them."""
 
-from mnv2det.evaluation import coco, miou, voc
+from mnv2det.evaluation import coco, miou, topk, voc
 
-__all__ = ["coco", "miou", "voc"]
+__all__ = ["coco", "miou", "topk", "voc"]

@@ -45,6 +45,8 @@ class Model(nn.Module):
         spec: Mapping[str, Any],
     ) -> None:
         super().__init__()
+        if preprocess.fit == "crop" and any(head.class_key != "label" for head in heads.values()):
+            raise ConfigError("model.fit: crop shows a part of the picture; only classes of whole pictures allow that")
         self.backbone: Backbone = backbone
         self.heads = nn.ModuleDict(heads)
         self.preprocess = preprocess
@@ -243,11 +245,14 @@ def from_config(
             )
         backbone["args"] = _agree(model, header)
         mean, std = mean or list(header.preprocess.mean), std or list(header.preprocess.std)
-        if fit is None and header.preprocess.fit != Preprocess.fit:
+        kinds = {HEADS.get(part.head.name, place=f"tasks.{task}.head").class_key for task, part in tasks.items()}
+        # what shows the middle of a picture alone is no way to see all of its objects
+        theirs_fits = kinds == {"label"} or header.preprocess.fit != "crop"
+        if fit is None and theirs_fits and header.preprocess.fit != Preprocess.fit:
             inherited_fit = [
                 f"pictures are brought to the input's size by '{header.preprocess.fit}', as {model.weights} says"
             ]
-        fit = fit or header.preprocess.fit
+        fit = fit or (header.preprocess.fit if theirs_fits else None)
     preprocess = Preprocess(
         (model.input_size[0], model.input_size[1]),
         tuple(mean or Preprocess.mean),  # type: ignore[arg-type]

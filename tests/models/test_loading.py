@@ -178,3 +178,34 @@ def test_a_joint_model_starts_from_a_segmenter_which_lacks_the_last_layer(tmp_pa
     )
     same = torch.nn.functional.interpolate(wanted["logits"], (16, 24), mode="bilinear", align_corners=True)
     torch.testing.assert_close(found["logits"], same, rtol=1e-4, atol=1e-4)
+
+
+def test_a_classifier_starts_a_detector(tmp_path):
+    old = assemble(
+        {"name": "mobilenet_v2", "args": {"width": 0.35, "padding": "same"}},
+        {"cls": {"name": "classifier", "args": {}}},
+        classes={"cls": NAMES},
+        preprocess=Preprocess((64, 96), fit="crop"),
+    )
+    for value in old.backbone.state_dict().values():
+        if value.is_floating_point():
+            value.add_(0.01)
+    save_weights(tmp_path / "cls.safetensors", old.state_dict(), old.header())
+    new, notes = start_from(tmp_path / "cls.safetensors")
+    assert any("heads.det starts from random weights" in note for note in notes)
+    # the middle of a picture is for its class alone
+    assert new.preprocess.fit == "stretch"
+    theirs = old.backbone.state_dict()
+    for name, value in new.backbone.state_dict().items():
+        torch.testing.assert_close(value, theirs[name], rtol=0, atol=0)
+    config = ModelConfig(input_size=[64, 96], weights=str(tmp_path / "cls.safetensors"))
+    again, notes = from_config(config, {"cls": TaskConfig(head=Component("classifier"))}, {"cls": NAMES})
+    assert again.preprocess.fit == "crop"
+    assert any("by 'crop'" in note for note in notes)
+    with pytest.raises(ConfigError, match=r"model\.fit: crop shows a part of the picture"):
+        assemble(
+            {"name": "mobilenet_v2", "args": {}},
+            {"det": {"name": "ssdlite", "args": {}}},
+            classes={"det": NAMES},
+            preprocess=Preprocess((64, 96), fit="crop"),
+        )
