@@ -22,8 +22,8 @@ def to_int8(proto: Any, inputs: Iterable[NDArray[np.uint8]]) -> Any:
     """The same network in int8 where that pays, by onnxruntime's static quantisation.
 
     Activations have eight unsigned bits and one range, weights eight signed bits and a range per
-    channel. The first convolution reads exact pixels and the last ones decide on scores, boxes and
-    masks: these stay in float32, as does all that follows them.
+    channel. The last convolutions decide on scores, boxes and masks: these stay in float32, as does
+    all that follows them. The first one loses nothing: pixels have no more than 256 values.
 
     Args:
         proto: An ``onnx.ModelProto`` of `mnv2det.deploy.convert.to_onnx`.
@@ -62,21 +62,26 @@ def to_int8(proto: Any, inputs: Iterable[NDArray[np.uint8]]) -> Any:
 
 
 def kept_exact(proto: Any) -> set[str]:
-    """Names of the nodes that are not quantised: the first convolution, the last ones, and what follows these.
+    """Names of the nodes that are not quantised: all before the first convolution, the last ones, all behind them.
 
     Args:
         proto: An ``onnx.ModelProto``; its nodes are in the order of computation.
     """
-    convolutions = [node.name for node in proto.graph.node if node.op_type == "Conv"]
-    # names of the convolutions that a value still goes through, from the end
-    ahead: dict[str, bool] = {}
-    exact = set(convolutions[:1])
+    exact = set()
+    # whether a value comes out of a convolution, and whether it still goes into one
+    behind: set[str] = set()
+    for node in proto.graph.node:
+        if node.op_type == "Conv" or behind & set(node.input):
+            behind.update(node.output)
+        else:
+            exact.add(node.name)
+    ahead: set[str] = set()
     for node in reversed(proto.graph.node):
-        followed = any(ahead.get(name, False) for name in node.output)
+        followed = bool(ahead & set(node.output))
         if not followed:
             exact.add(node.name)
-        for name in node.input:
-            ahead[name] = ahead.get(name, False) or followed or node.op_type == "Conv"
+        if followed or node.op_type == "Conv":
+            ahead.update(node.input)
     return exact
 
 
