@@ -243,7 +243,7 @@ def test_it_stops_with_step_images_checkpoint_and_what_to_try(root: Path, tmp_pa
     assert "\n" not in message
     assert "at step 4 (det/cls nan, det/box nan) on images [" in message
     assert f"{tmp_path / 'run' / 'last.pt'} holds step 3" in message
-    for advice in ("args.lr", "warmup_steps", "clip_norm", "train.amp=fp32", "check-data", "train.skip_nonfinite"):
+    for advice in ("args.lr", "warmup_steps", "clip_norm", "train.amp=fp32", "data check", "train.skip_nonfinite"):
         assert advice in message
     assert all(value.isfinite().all() for value in model_of(tmp_path / "run").values())
 
