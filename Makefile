@@ -21,8 +21,8 @@ demo: setup
 	$(BIN)/python tools/eval.py runs/demo --json runs/demo/figures.json
 	$(BIN)/python tools/grid.py runs/demo
 
-# side by side, with one thread each: most tests wait for one core
-TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+# files of tests side by side, with one thread each: most tests wait for one core
+TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test: setup lint
 	$(TEST) -m "not slow and not shared"
