@@ -176,7 +176,6 @@ _DAMAGED = (
     RuntimeError,
     ValueError,
     KeyError,
-    NotImplementedError,
     pickle.UnpicklingError,
     zipfile.BadZipFile,
 )
