@@ -33,6 +33,7 @@ from torchvision.models.detection.ssd import SSD
 from mnv2det import Predictor
 from mnv2det.data.images import list_images, read_image
 from mnv2det.data.transforms import fit
+from mnv2det.deploy.backends import has_bf16
 from mnv2det.deploy.convert import Card, to_onnx, write
 from mnv2det.deploy.export import CALIBRATION, spread, write_int8
 from mnv2det.models.model import from_file, weights_of
@@ -230,8 +231,10 @@ def measure(given, weights: Path, paths: dict[str, Path], pictures: list[np.ndar
     for kind, path in paths.items():
         for backend in ("onnxruntime", "openvino") if path.is_file() else ():
             ours[f"{backend}, {kind}"] = Predictor(path, backend=backend, threads=given.threads, heads=heads)
-    bf16 = Predictor(paths["fp32"], backend="openvino", threads=given.threads, precision="bf16", heads=heads)
-    ours["openvino, bf16"] = bf16
+    for kind, path in paths.items():
+        if path.is_file() and has_bf16():
+            half = Predictor(path, backend="openvino", threads=given.threads, precision="bf16", heads=heads)
+            ours["openvino, bf16" if kind == "fp32" else f"openvino, {kind}+bf16"] = half
     head.max_detections = 100
     runs: dict[str, Run] = {
         "torchvision ssdlite320_mobilenet_v3_large": torchvision_run(

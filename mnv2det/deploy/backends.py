@@ -162,7 +162,7 @@ class OpenVinoBackend(Backend):
             request = self.idle[usual].get_nowait()
         except queue.Empty:
             request = self._compile(usual=usual).create_infer_request()
-        request.infer({INPUT: image}, share_inputs=True)
+        request.infer({INPUT: image}, share_inputs=True, share_outputs=True)
         found = {name: torch.from_numpy(request.get_tensor(name).data.copy()) for name in self.outputs}
         self.idle[usual].put(request)
         return found

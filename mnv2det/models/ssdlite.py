@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,10 +16,10 @@ from mnv2det.errors import ConfigError
 from mnv2det.models.head import ClassRows, Head
 from mnv2det.models.layers import Conv, ConvNorm, Padding, init_weights
 from mnv2det.ops.anchors import level_shapes, make_anchors
-from mnv2det.ops.boxes import decode, encode
+from mnv2det.ops.boxes import clip_within, decode_within, encode
 from mnv2det.ops.losses import anchor_class_loss, hardest
 from mnv2det.ops.matcher import NEGATIVE, match
-from mnv2det.ops.nms import class_nms, clip
+from mnv2det.ops.nms import class_nms
 from mnv2det.registry import HEADS
 from mnv2det.structures import Detections, FeatureInfo, Frame, Target
 
@@ -217,14 +219,15 @@ class SSDLite(Head):
 
     def decode(self, raw: Mapping[str, Tensor], frames: Sequence[Frame]) -> list[Detections]:
         """Boxes after score threshold and NMS within each class, in original pixels."""
-        logits, codes, anchors = (raw[name].float().cpu() for name in ("logits", "codes", "anchors"))
+        logits = raw["logits"].detach().float().cpu()
+        codes, anchors = (raw[name].detach().float().cpu().numpy() for name in ("codes", "anchors"))
         # what rises with the score is enough to choose by: few logits become scores, few codes boxes
-        evidence = logits - logits.logsumexp(dim=-1, keepdim=True) if self.softmax else logits
+        evidence = _log_softmax(logits) if self.softmax else logits
         results = []
-        for image, ((original_height, original_width), used) in enumerate(frames):
+        for image, (original, used) in enumerate(frames):
 
-            def boxes(at: Tensor, image: int = image, used: tuple[int, int] = used) -> Tensor:
-                return clip(decode(codes[image, at], anchors[at]), used)
+            def boxes(rows: NDArray[np.int64], image: int = image, used: tuple[int, int] = used) -> NDArray[np.float32]:
+                return decode_within(codes[image, rows], anchors[rows], used)
 
             found, best, labels = class_nms(
                 boxes,
@@ -234,10 +237,10 @@ class SSDLite(Head):
                 keep=self.max_detections,
                 skip=1,
             )
-            factor = found.new_tensor([original_width / used[1], original_height / used[0]] * 2)
+            factor = np.array([original[1] / used[1], original[0] / used[0]] * 2, np.float32)
             # once more, as scaling rounds
-            found = clip(found * factor, (original_height, original_width))
-            results.append(Detections(found, best.exp() if self.softmax else best.sigmoid(), labels))
+            scaled = torch.from_numpy(clip_within(found.numpy() * factor, original))
+            results.append(Detections(scaled, _scores(best, self.softmax), labels))
         return results
 
     def class_rows(self) -> dict[str, ClassRows]:
@@ -264,6 +267,18 @@ class SSDLite(Head):
             odds = math.log(prior / (1 - prior))
             bias[:, 1:] = odds
             bias[:, 0] = 0.0 if self.softmax else -odds
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """Over the last dimension, by NumPy: torch would wake its threads (`mnv2det.ops.boxes.decode_within`)."""
+    values = logits.numpy()
+    values = values - values.max(axis=-1, keepdims=True)
+    return torch.from_numpy(values - np.log(np.exp(values).sum(axis=-1, keepdims=True)))
+
+
+def _scores(evidence: Tensor, softmax: bool) -> Tensor:
+    """Of log-probabilities or logits, likewise."""
+    return torch.from_numpy(np.exp(evidence.numpy())) if softmax else evidence.sigmoid()
 
 
 def _evidence(score: float, softmax: bool) -> float:

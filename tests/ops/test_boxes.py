@@ -4,7 +4,7 @@ from torch.testing import assert_close
 from torchvision.ops import box_iou
 
 from mnv2det.ops.anchors import level_shapes, make_anchors
-from mnv2det.ops.boxes import area, decode, encode, intersection
+from mnv2det.ops.boxes import area, decode, decode_within, encode, intersection
 
 
 def random_boxes(*shape: int, size: float = 300.0) -> torch.Tensor:
@@ -15,6 +15,15 @@ def random_boxes(*shape: int, size: float = 300.0) -> torch.Tensor:
 def test_decode_inverts_encode():
     boxes, anchors = random_boxes(3, 50), random_boxes(50)
     assert_close(decode(encode(boxes, anchors), anchors), boxes, rtol=1e-4, atol=1e-3)
+
+
+def test_decoding_a_few_within_an_image_is_decoding_and_cutting():
+    codes, anchors = torch.randn(40, 4) * 8, random_boxes(40)
+    codes[0] = 1e4  # more than exp() can take
+    low, high = torch.zeros(4), torch.tensor([300.0, 200.0, 300.0, 200.0])
+    found = torch.from_numpy(decode_within(codes.numpy(), anchors.numpy(), (200, 300)))
+    assert found.dtype == torch.float32
+    assert_close(found, decode(codes, anchors).maximum(low).minimum(high))
 
 
 def test_box_code_is_the_published_one():
