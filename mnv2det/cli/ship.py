@@ -77,6 +77,12 @@ def add(verbs: Any) -> None:
     verb.add_argument(
         "--tolerance", type=float, default=1e-3, metavar="T", help="largest difference to torch (default: %(default)s)"
     )
+    verb.add_argument(
+        "--splits",
+        type=int,
+        metavar="T",
+        help="compute the bottlenecks in T parts of their expanded channels, for less memory (paper, section 5.1)",
+    )
     _add_accuracy(verb)
     _add_thresholds(verb)
     add_json(verb)
@@ -167,6 +173,7 @@ def _export(given: argparse.Namespace) -> int:
         images=given.images,
         count=given.count,
         tolerance=given.tolerance,
+        splits=given.splits,
         heads=_thresholds(given),
         labelled=_labelled(given),
     )

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from mnv2det.deploy.graph import Complete, Raw
+from mnv2det.deploy.memory_export import split_channels
 from mnv2det.deploy.steps import onnx_translations, suppress_greedily, suppress_in_onnx
 from mnv2det.errors import ConfigError, WeightsError, near
 from mnv2det.models.head import Dense
@@ -101,14 +101,22 @@ def format_of(path: str | os.PathLike[str], given: str | None = None) -> Format:
     return SUFFIXES[suffix]
 
 
-def to_program(model: Model, form: Form, *, for_onnx: bool = False) -> ExportedProgram:
+def to_program(model: Model, form: Form, *, for_onnx: bool = False, splits: int | None = None) -> ExportedProgram:
     """The traced graph: any number of pictures; of any size where complete or only segmenting.
 
+    Args:
+        model: Any; it is copied.
+        form: As `Card` has it.
+        for_onnx: Whether operators may stand in it that only ONNX has.
+        splits: Parts of the bottlenecks' expanded channels (paper, section 5.1); None leaves them whole.
+
     Raises:
-        ConfigError: The form is complete and a head cannot be.
+        ConfigError: The form is complete and a head cannot be, or the backbone cannot be split.
     """
     suppress = suppress_in_onnx if for_onnx else suppress_greedily
-    graph: nn.Module = Raw(model) if form == "raw" else Complete(model, suppress)
+    graph: Raw | Complete = Raw(model) if form == "raw" else Complete(model, suppress)
+    if splits is not None:
+        split_channels((graph if isinstance(graph, Raw) else graph.raw).model, splits)
     graph = graph.eval().to(memory_format=torch.channels_last)
     dimensions: dict[int, Dim] = {0: Dim("batch", min=1, max=MOST)}
     if form == "complete" or all(isinstance(head, Dense) for head in model.heads.values()):
@@ -123,15 +131,15 @@ def to_program(model: Model, form: Form, *, for_onnx: bool = False) -> ExportedP
     return program
 
 
-def to_onnx(model: Model, card: Card) -> Any:
-    """An ``onnx.ModelProto``.
+def to_onnx(model: Model, card: Card, *, splits: int | None = None) -> Any:
+    """An ``onnx.ModelProto``; ``splits`` as in `to_program`.
 
     Raises:
         ConfigError: As `to_program`, or ONNX is not installed.
     """
     need("onnx", "export")
     need("onnxscript", "export")
-    program = to_program(model, card.form, for_onnx=True)
+    program = to_program(model, card.form, for_onnx=True, splits=splits)
     with torch.no_grad(), _quiet():
         made = torch.onnx.export(
             program,
@@ -153,21 +161,23 @@ def to_onnx(model: Model, card: Card) -> Any:
     return proto
 
 
-def write(model: Model, card: Card, path: Path) -> None:
+def write(model: Model, card: Card, path: Path, *, splits: int | None = None) -> None:
     """Writes a file of the format that its suffix names; OpenVINO's weights lie beside it as .bin.
+
+    ``splits`` as in `to_program`.
 
     Raises:
         ConfigError: As `to_onnx`.
     """
     kind = format_of(path)
     if kind == "torch":
-        program = to_program(model, card.form)
+        program = to_program(model, card.form, splits=splits)
         with _quiet():
             torch.export.save(program, path, extra_files=card.entries())
         return
     if kind == "openvino":
         need("openvino", "openvino")
-    proto = to_onnx(model, card)
+    proto = to_onnx(model, card, splits=splits)
     if kind == "onnx":
         path.write_bytes(proto.SerializeToString())
     else:

@@ -40,6 +40,7 @@ def export(
     images: str | None = None,
     count: int = 8,
     tolerance: float = 1e-3,
+    splits: int | None = None,
     heads: Mapping[str, Mapping[str, Any]] | None = None,
     labelled: tuple[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
@@ -60,6 +61,7 @@ def export(
             ``calibrate``, or else noise.
         count: Most pictures compared.
         tolerance: Largest difference in a score, in the share of a mask's pixels, or in a probability.
+        splits: Parts of the bottlenecks' expanded channels (paper, section 5.1), float32 only; None leaves them whole.
         heads: By task, thresholds in place of the model's.
         labelled: A run folder or YAML, and overrides, on whose validation set to measure before and after.
 
@@ -78,6 +80,8 @@ def export(
         raise ConfigError("--int8: written as .onnx or .xml, not .pt2")
     if calibrate is not None and not int8:
         raise ConfigError("--calibrate FOLDER is for --int8")
+    if splits is not None and int8:
+        raise ConfigError("--splits: parts of a sum would be rounded each; not with --int8")
     weights = weights_of(source)
     model, header = from_file(str(weights), heads=heads)
     if heads:
@@ -95,7 +99,7 @@ def export(
             if int8:
                 write_int8(to_onnx(model, card), card, made, calibrated)
             else:
-                write(model, card, made)
+                write(model, card, made, splits=splits)
             exported = Predictor(made)
             differences = compare(reference, exported, pictures)
             if not int8 and differences.above(tolerance):

@@ -10,7 +10,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from mnv2det.deploy.graph import Folded, Raw, fold
-from mnv2det.deploy.memory_layers import Bottleneck, Pointwise
+from mnv2det.deploy.memory_layers import Bottleneck, Pointwise, check_bottlenecks
 from mnv2det.deploy.memory_plan import Plan, Planner, Rows, Step, is_widened, make_plan
 from mnv2det.errors import ConfigError
 from mnv2det.models.backbone import Backbone, split_tap
@@ -41,7 +41,7 @@ def memory_efficient(network: M, budget: int | None = None, *, splits: int | Non
         strips: False computes all rows at once, as the paper does.
 
     Raises:
-        ConfigError: The backbone is another, not on the CPU, or a number is below 1.
+        ConfigError: The backbone is another, of an ablation, not on the CPU, or a number is below 1.
     """
     for name, value in (("memory budget", budget), ("splits", splits)):
         if value is not None and value < 1:
@@ -50,6 +50,7 @@ def memory_efficient(network: M, budget: int | None = None, *, splits: int | Non
     model = copied.model if isinstance(copied, Raw) else copied
     if not isinstance(model.backbone, MobileNetV2):
         raise ConfigError(f"memory budget: needs the backbone mobilenet_v2, not {type(model.backbone).__name__}")
+    check_bottlenecks(model.backbone, "memory budget")
     if next(model.parameters()).device.type != "cpu":
         raise ConfigError("memory budget: only on the CPU")
     model.backbone = Thrifty(model.backbone, budget, splits=splits, cache=cache_size() if strips else None)

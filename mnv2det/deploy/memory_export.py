@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mnv2det.deploy.graph import Folded
+from mnv2det.deploy.memory_layers import check_bottlenecks
 from mnv2det.deploy.memory_plan import part_of
 from mnv2det.errors import ConfigError
 from mnv2det.models.backbone import split_tap
@@ -53,13 +54,14 @@ def split_channels(model: Model, splits: int) -> None:
     """Splits the bottlenecks of a folded model in place, but for those whose expanded tensor is read.
 
     Raises:
-        ConfigError: The backbone is not MobileNetV2, or the number is below 1.
+        ConfigError: The backbone is not MobileNetV2 as published, or the number is below 1.
     """
     backbone = model.backbone
     if splits < 1:
         raise ConfigError(f"splits: expected at least 1, got {splits}")
     if not isinstance(backbone, MobileNetV2):
         raise ConfigError(f"splits: needs the backbone mobilenet_v2, not {type(backbone).__name__}")
+    check_bottlenecks(backbone, "splits")
     read = {split_tap(tap)[0] for tap in model.taps}
     for index, block in enumerate(backbone.blocks):
         assert isinstance(block, InvertedResidual)

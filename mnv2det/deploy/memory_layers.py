@@ -11,7 +11,27 @@ from torch.nn import functional as F
 
 from mnv2det.deploy.graph import Folded
 from mnv2det.deploy.memory_plan import LANES, Rows, Shape, Window, needs_copy, part_of
+from mnv2det.errors import ConfigError
 from mnv2det.models.layers import InvertedResidual
+from mnv2det.models.mobilenet_v2 import MobileNetV2
+
+
+def check_bottlenecks(backbone: MobileNetV2, what: str) -> None:
+    """Refuses those of ablations, whose parts cannot be added up.
+
+    Args:
+        backbone: With `Folded` layers.
+        what: Needs them as published, for the message.
+
+    Raises:
+        ConfigError: They are not.
+    """
+    layers = [getattr(block, name, None) for block in backbone.blocks for name in ("depthwise", "project")]
+    linear = all(getattr(layer, "high", None) is None for layer in layers[1::2])
+    active = all(layer is None or layer.high is not None for layer in layers[::2])
+    expanded = all(getattr(block, "expand", None) is not None for block in backbone.blocks[1:])
+    if backbone.carrying or not (linear and active and expanded):
+        raise ConfigError(f"{what}: needs bottlenecks as published: expanded, linear, with the shortcut between them")
 
 
 class Pointwise:

@@ -1,5 +1,5 @@
 """Backbones, heads and the model; importing this registers them."""
 
-from mnv2det.models import classifier, deeplab, mobilenet_v1, mobilenet_v2, ssdlite
+from mnv2det.models import classifier, deeplab, mobilenet_v1, mobilenet_v2, residual, ssdlite
 
-__all__ = ["classifier", "deeplab", "mobilenet_v1", "mobilenet_v2", "ssdlite"]
+__all__ = ["classifier", "deeplab", "mobilenet_v1", "mobilenet_v2", "residual", "ssdlite"]

@@ -178,7 +178,9 @@ class Separable(nn.Module):
 class InvertedResidual(nn.Module):
     """Expand 1x1, depthwise 3x3, project 1x1 without activation (paper, section 3.3, Table 1).
 
-    The shortcut joins the thin ends, and only where stride and channels allow.
+    The shortcut joins the thin ends, and only where stride and channels allow. ``act`` and
+    ``bottleneck_act`` (behind the projection, before the shortcut's sum) are other than published for
+    ablations alone.
     """
 
     def __init__(
@@ -190,6 +192,8 @@ class InvertedResidual(nn.Module):
         expansion: int = 6,
         dilation: int = 1,
         pad: Padding = "symmetric",
+        act: Activation = "relu6",
+        bottleneck_act: Activation = "none",
         eps: float = 1e-3,
         momentum: float = 0.03,
         shortcut: bool | None = None,
@@ -198,11 +202,20 @@ class InvertedResidual(nn.Module):
         hidden = inputs * expansion
         self.shortcut = (stride == 1 and inputs == outputs) if shortcut is None else shortcut
         # the first bottleneck has expansion 1, hence no expanding convolution
-        self.expand = ConvNorm(inputs, hidden, eps=eps, momentum=momentum) if expansion > 1 else None
+        self.expand = ConvNorm(inputs, hidden, act=act, eps=eps, momentum=momentum) if expansion > 1 else None
         self.depthwise = ConvNorm(
-            hidden, hidden, 3, stride=stride, dilation=dilation, groups=hidden, pad=pad, eps=eps, momentum=momentum
+            hidden,
+            hidden,
+            3,
+            stride=stride,
+            dilation=dilation,
+            groups=hidden,
+            pad=pad,
+            act=act,
+            eps=eps,
+            momentum=momentum,
         )
-        self.project = ConvNorm(hidden, outputs, act="none", eps=eps, momentum=momentum)
+        self.project = ConvNorm(hidden, outputs, act=bottleneck_act, eps=eps, momentum=momentum)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, inputs, H, W) to (B, outputs, ceil(H / stride), ceil(W / stride))."""
@@ -216,6 +229,39 @@ class InvertedResidual(nn.Module):
         """The rest of the block from the expanded tensor, with ``x`` for the shortcut."""
         y = self.project(self.depthwise(widened))
         return x + y if self.shortcut else y
+
+
+class Residual(nn.Module):
+    """The classical bottleneck (paper, Figure 3a): reduce 1x1, depthwise 3x3, widen 1x1.
+
+    The shortcut joins the wide ends. As in ResNet the last activation comes behind the sum.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        inner: int,
+        outputs: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        pad: Padding = "symmetric",
+        eps: float = 1e-3,
+        momentum: float = 0.03,
+        shortcut: bool | None = None,
+    ) -> None:
+        super().__init__()
+        self.shortcut = (stride == 1 and inputs == outputs) if shortcut is None else shortcut
+        self.reduce = ConvNorm(inputs, inner, eps=eps, momentum=momentum)
+        self.depthwise = ConvNorm(
+            inner, inner, 3, stride=stride, dilation=dilation, groups=inner, pad=pad, eps=eps, momentum=momentum
+        )
+        self.widen = ConvNorm(inner, outputs, act="none", eps=eps, momentum=momentum)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, inputs, H, W) to (B, outputs, ceil(H / stride), ceil(W / stride))."""
+        y = self.widen(self.depthwise(self.reduce(x)))
+        return F.relu6(x + y if self.shortcut else y)
 
 
 def subsample(x: Tensor, step: int, pad: Padding) -> Tensor:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-from mnv2det.errors import ConfigError
-from mnv2det.models.backbone import Backbone, Features, split_tap
-from mnv2det.models.layers import ConvNorm, Padding, Separable, init_weights, make_divisible, subsample
+from mnv2det.models.backbone import Features
+from mnv2det.models.chain import Chain, check_width
+from mnv2det.models.layers import ConvNorm, Padding, Separable, init_weights, make_divisible
 from mnv2det.registry import BACKBONES
 from mnv2det.structures import FeatureInfo
 
@@ -18,7 +17,7 @@ TABLE_1 = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)
 
 
 @BACKBONES.register("mobilenet_v1")
-class MobileNetV1(Backbone):
+class MobileNetV1(Chain):
     """Stem and 13 depthwise-separable layers.
 
     Features: ``image`` (the input itself, for its size), ``stem``, ``block1`` ... ``block13`` (TensorFlow's
@@ -49,8 +48,7 @@ class MobileNetV1(Backbone):
         norm_momentum: float = 0.03,
     ) -> None:
         super().__init__()
-        if not 0 < width <= 10:
-            raise ConfigError(f"backbone width: expected a number above 0 and at most 10, got {width}")
+        check_width(width)
         self.padding: Padding = padding
         channels = make_divisible(32 * width)
         self.stem = ConvNorm(3, channels, 3, stride=2, pad=padding, act=act, eps=norm_eps, momentum=norm_momentum)
@@ -77,48 +75,7 @@ class MobileNetV1(Backbone):
             dilation *= lost
             channels = outputs
             known[f"block{number}"] = FeatureInfo(channels, stride)
-        known["last"] = known[f"block{len(TABLE_1)}"]
+        self.depth = len(TABLE_1)
+        known["last"] = known[f"block{self.depth}"]
         self.features = Features(known)
         init_weights(self)
-
-    def forward(self, images: Tensor, taps: Iterable[str] = ("last",)) -> dict[str, Tensor]:
-        """Computes the tapped features, and nothing behind the last of them.
-
-        Args:
-            images: float (B, 3, H, W), normalised as the weights expect.
-            taps: Names from `features`, each with an optional ``/stride``.
-
-        Returns:
-            Each tap's (B, C, H / stride, W / stride).
-        """
-        taps = tuple(taps)
-        wanted = {split_tap(tap)[0] for tap in taps}
-        found = {"image": images}
-        for name, value in self._walk(images):
-            if name in wanted:
-                found[name] = value
-            if wanted <= found.keys():
-                break
-        return {tap: self._read(tap, found[split_tap(tap)[0]]) for tap in taps}
-
-    def truncate(self, taps: Iterable[str]) -> None:
-        """Drops the layers that no tap needs, so that they are neither stored nor counted."""
-        names = {split_tap(tap)[0] for tap in taps}
-        if "last" not in names:
-            del self.blocks[max((int(name.removeprefix("block")) for name in names if "block" in name), default=0) :]
-
-    def stages(self) -> list[tuple[str, nn.Module]]:
-        """The layers in order, by the name of what each computes (for freezing up to one)."""
-        return [("stem", self.stem), *((f"block{number}", block) for number, block in enumerate(self.blocks, 1))]
-
-    def _walk(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-        for name, stage in self.stages():
-            x = stage(x)
-            yield name, x
-        if len(self.blocks) == len(TABLE_1):
-            yield "last", x
-
-    def _read(self, tap: str, value: Tensor) -> Tensor:
-        """A feature at the stride its tap asks for."""
-        name, stride = split_tap(tap)
-        return value if stride is None else subsample(value, stride // self.features[name].stride, self.padding)

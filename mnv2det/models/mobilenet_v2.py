@@ -9,7 +9,16 @@ from torch import Tensor, nn
 
 from mnv2det.errors import ConfigError
 from mnv2det.models.backbone import Backbone, Features, split_tap
-from mnv2det.models.layers import ConvNorm, InvertedResidual, Padding, init_weights, make_divisible, subsample
+from mnv2det.models.chain import check_width
+from mnv2det.models.layers import (
+    Activation,
+    ConvNorm,
+    InvertedResidual,
+    Padding,
+    init_weights,
+    make_divisible,
+    subsample,
+)
 from mnv2det.registry import BACKBONES
 from mnv2det.structures import FeatureInfo
 
@@ -34,9 +43,15 @@ class MobileNetV2(Backbone):
         norm_eps: Of batch norm. 1e-3 in TensorFlow, 1e-5 in torchvision's weights.
         norm_momentum: Weight of the newest batch in the running statistics. 0.03 suits short
             schedules; the authors used 0.0003 (decay .9997).
+        expansion: t of all rows but the first, whose t is 1. This and what follows are for the paper's
+            ablations (section 6.4); no published weights have other values.
+        act: Inside the bottlenecks, and of the first and last convolution.
+        bottleneck_act: Behind the projection, before the shortcut's sum; the paper's bottlenecks are linear.
+        shortcut: What it joins: ``bottleneck``, the thin ends; ``expansion``, the expanded tensors of
+            consecutive blocks, in the same places; ``none``.
 
     Raises:
-        ConfigError: ``width`` is not positive.
+        ConfigError: ``width`` or ``expansion`` is out of its range.
     """
 
     def __init__(
@@ -47,45 +62,60 @@ class MobileNetV2(Backbone):
         padding: Padding = "symmetric",
         norm_eps: float = 1e-3,
         norm_momentum: float = 0.03,
+        expansion: int = 6,
+        act: Activation = "relu6",
+        bottleneck_act: Activation = "none",
+        shortcut: Literal["bottleneck", "expansion", "none"] = "bottleneck",
     ) -> None:
         super().__init__()
-        if not 0 < width <= 10:
-            raise ConfigError(f"backbone width: expected a number above 0 and at most 10, got {width}")
+        check_width(width)
+        if not 1 <= expansion <= 20:
+            raise ConfigError(f"backbone expansion: expected a number from 1 to 20, got {expansion}")
+        if shortcut == "expansion" and expansion == 1:
+            raise ConfigError("backbone shortcut: with expansion 1 there are no expanded tensors to join")
         self.padding: Padding = padding
         channels = make_divisible(32 * width)
-        self.stem = ConvNorm(3, channels, 3, stride=2, pad=padding, eps=norm_eps, momentum=norm_momentum)
+        self.stem = ConvNorm(3, channels, 3, stride=2, pad=padding, act=act, eps=norm_eps, momentum=norm_momentum)
         known = {"image": FeatureInfo(3, 1), "stem": FeatureInfo(channels, 2)}
         self.blocks = nn.ModuleList()
         stride, dilation = 2, 1
-        for expansion, base, repeats, first_stride in TABLE_2:
+        # blocks whose expanded tensor is added to the next one's
+        self.carrying: set[int] = set()
+        for published, base, repeats, first_stride in TABLE_2:
+            times = expansion if published > 1 else 1
             outputs = make_divisible(base * width)
             for repeat in range(repeats):
                 step = first_stride if repeat == 0 else 1
                 number, lost = len(self.blocks) + 1, 1
                 if step > 1 and stride >= output_stride:
                     step, lost = 1, step
-                if expansion > 1:
-                    known[f"block{number}.expand"] = FeatureInfo(channels * expansion, stride)
+                if times > 1:
+                    known[f"block{number}.expand"] = FeatureInfo(channels * times, stride)
+                # a layer that lost its stride still is the first of its row: no shortcut
+                joins = step == 1 and lost == 1 and channels == outputs
+                if joins and shortcut == "expansion" and times > 1:
+                    self.carrying.add(number)
                 stride *= step
                 self.blocks.append(
                     InvertedResidual(
                         channels,
                         outputs,
                         stride=step,
-                        expansion=expansion,
+                        expansion=times,
                         dilation=dilation,
                         pad=padding,
+                        act=act,
+                        bottleneck_act=bottleneck_act,
                         eps=norm_eps,
                         momentum=norm_momentum,
-                        # a layer that lost its stride still is the first of its row: no shortcut
-                        shortcut=False if lost > 1 else None,
+                        shortcut=joins and shortcut == "bottleneck",
                     )
                 )
                 dilation *= lost
                 channels = outputs
                 known[f"block{number}"] = FeatureInfo(channels, stride)
         last = max(1280, make_divisible(1280 * width))
-        self.last: ConvNorm | None = ConvNorm(channels, last, eps=norm_eps, momentum=norm_momentum)
+        self.last: ConvNorm | None = ConvNorm(channels, last, act=act, eps=norm_eps, momentum=norm_momentum)
         known["last"] = FeatureInfo(last, stride)
         self.features = Features(known)
         init_weights(self)
@@ -136,9 +166,11 @@ class MobileNetV2(Backbone):
     def _walk(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         x = self.stem(x)
         yield "stem", x
+        carried: Tensor | None = None
         for number, block in enumerate(self.blocks, 1):
             assert isinstance(block, InvertedResidual)
-            widened = block.widen(x)
+            widened = block.widen(x) if carried is None else block.widen(x) + carried
+            carried = widened if number in self.carrying else None
             yield f"block{number}.expand", widened
             x = block.finish(x, widened)
             yield f"block{number}", x

@@ -337,7 +337,7 @@ def _agree(model: ModelConfig, header: Header) -> dict[str, Any]:
         )
     args = {
         key: header.backbone["args"][key]
-        for key in ("width", "padding", "norm_eps", "act")
+        for key in ("width", "padding", "norm_eps", "expansion", "act", "bottleneck_act", "shortcut")
         if key in header.backbone["args"]
     }
     for key, value in args.items():

@@ -103,6 +103,43 @@ def draw_trade_off(path: Path, series: Mapping[str, Sequence[tuple[float, float]
     figure.savefig(path)
 
 
+def draw_ablations(
+    path: Path, panels: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]], *, figure: str
+) -> None:
+    """Figure 6: what variants of the block reach while they are trained, means over seeds with their deviation.
+
+    Args:
+        path: The picture to write.
+        panels: Title to legend to, for each seed, step to figure.
+        figure: What the figure is called.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+        OSError: The file cannot be written.
+    """
+    drawn = _figure(5.2 * len(panels), 4)
+    shared: Any = None
+    for place, (title, variants) in enumerate(panels.items(), 1):
+        axes: Any = drawn.add_subplot(1, len(panels), place, sharey=shared)
+        shared = shared or axes
+        for number, (legend, seeds) in enumerate(variants.items()):
+            steps = sorted(set.intersection(*(set(seed) for seed in seeds)))
+            values = np.array([[seed[step] for step in steps] for seed in seeds])
+            deviation = values.std(axis=0, ddof=1) if len(seeds) > 1 else None
+            # bars beside each other, so that none is hidden
+            shift = (number - (len(variants) - 1) / 2) * 0.012 * max(steps)
+            axes.errorbar(
+                np.array(steps) + shift, values.mean(axis=0), yerr=deviation, capsize=3, marker="osD^v"[number % 5],
+                markersize=4, label=f"{legend} ({len(seeds)} seeds)",
+            )  # fmt: skip
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("training step")
+        axes.set_ylabel(figure)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, loc="lower right")
+    drawn.savefig(path)
+
+
 def _figure(width: float, height: float) -> Figure:
     """An empty picture, inches."""
     try:

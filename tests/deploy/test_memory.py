@@ -297,6 +297,36 @@ def test_other_models_are_refused() -> None:
         memory_efficient(build("cls", width=0.35), 0)
 
 
+@pytest.mark.parametrize(
+    "args", [{"shortcut": "expansion"}, {"bottleneck_act": "relu6"}, {"act": "none"}, {"expansion": 1}]
+)
+def test_bottlenecks_of_ablations_are_refused(args: dict[str, Any]) -> None:
+    model = assemble(
+        {"name": "mobilenet_v2", "args": {"width": 0.35, **args}},
+        {"cls": HEADS["cls"]},
+        classes={"cls": CLASSES["cls"]},
+        preprocess=Preprocess((64, 64)),
+    )
+    with pytest.raises(ConfigError, match="memory budget: needs bottlenecks as published"):
+        memory_efficient(model, 1000)
+    with pytest.raises(ConfigError, match="splits: needs bottlenecks as published"):
+        split_channels(Raw(model).model, 2)
+
+
+@pytest.mark.parametrize("args", [{"shortcut": "none"}, {"act": "relu"}, {"expansion": 3}])
+def test_others_are_computed_in_parts(args: dict[str, Any]) -> None:
+    model = assemble(
+        {"name": "mobilenet_v2", "args": {"width": 0.35, **args}},
+        {"cls": HEADS["cls"]},
+        classes={"cls": CLASSES["cls"]},
+        preprocess=Preprocess((64, 64)),
+    ).eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        found = memory_efficient(model, 100_000)(image)["cls"]["logits"]
+        torch.testing.assert_close(found, model(image)["cls"]["logits"], atol=1e-4, rtol=1e-4)
+
+
 def test_the_meter_counts_what_is_alive() -> None:
     def work() -> Tensor:
         first = torch.empty(1000, 1000)  # 4 MB

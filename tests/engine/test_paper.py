@@ -16,7 +16,7 @@ from mnv2det.engine.paper_memory import blocks, convolutions, largest, peak
 from mnv2det.engine.paper_tables import TABLES, V1, V2, bare, build, build_backbone, image
 from mnv2det.errors import ConfigError
 from mnv2det.models.counting import multiply_adds
-from mnv2det.report.plots import spiral, through_relu
+from mnv2det.report.plots import draw_ablations, spiral, through_relu
 
 Tables = dict[str, list[Table]]
 
@@ -272,6 +272,13 @@ def test_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ConfigError, match=r"pip install 'mnv2det\[plots\]'"):
         draw(tmp_path)
+
+
+def test_the_plot_of_ablations(tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    curves = {"linear": [{10: 0.2, 20: 0.4}, {10: 0.3, 20: 0.5}], "ReLU6": [{10: 0.1, 20: 0.3}]}
+    draw_ablations(tmp_path / "6.png", {"bottleneck": curves, "again": curves}, figure="top-1")
+    assert (tmp_path / "6.png").stat().st_size > 10_000
 
 
 def test_tables_are_computed_on_no_numbers():
