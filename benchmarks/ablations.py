@@ -59,9 +59,14 @@ PANELS = {
 }
 
 
-def overrides_of(variant: str) -> list[str]:
+def overrides_of(variant: str, config: Config) -> list[str]:
     """What makes a config that variant."""
-    return [BACKBONE + change for change in VARIANTS[variant][1]]
+    changes = [BACKBONE + change for change in VARIANTS[variant][1]]
+    if any(change.startswith(f"{BACKBONE}name=") for change in changes):
+        # another component starts without arguments
+        given = config.model.backbone.args
+        changes += [f"{BACKBONE}args.{key}={given[key]}" for key in ("width", "norm_momentum") if key in given]
+    return changes
 
 
 def curve(folder: Path, figure: str) -> dict[int, float]:
@@ -117,7 +122,9 @@ def main() -> None:
     if unknown := [name for name in wanted if name not in VARIANTS]:
         parser.error(f"no variant '{unknown[0]}': expected some of {', '.join(VARIANTS)}")
     try:
-        configs = {name: load_config(given.config, [*given.overrides, *overrides_of(name)]) for name in wanted}
+        base = load_config(given.config, given.overrides)
+        changes = {name: [*given.overrides, *overrides_of(name, base)] for name in wanted}
+        configs = {name: load_config(given.config, changes[name]) for name in wanted}
     except Mnv2detError as error:
         parser.error(str(error))
     given.out.mkdir(parents=True, exist_ok=True)
@@ -127,7 +134,7 @@ def main() -> None:
     for number, (seed, name) in enumerate(grid, 1):
         folder = given.out / f"{name}-{seed}"
         if configs[name].train.steps not in curve(folder, given.figure):
-            train(given.config, folder, [*given.overrides, *overrides_of(name), f"seed={seed}"])
+            train(given.config, folder, [*changes[name], f"seed={seed}"])
         found = curve(folder, given.figure)[configs[name].train.steps]
         minutes = (time.monotonic() - started) / 60
         print(f"{number} of {len(grid)}: {name}, seed {seed}: {found:.4f} ({minutes:.1f} minutes)", file=sys.stderr)
@@ -160,7 +167,7 @@ def report(curves: dict[str, list[dict[int, float]]], configs: dict[str, Config]
             "multiply_adds_m": work,
         }
         rows.append(row)
-        against = f"{row['difference']:+.4f} +- {error:.4f}" if name != PUBLISHED else ""
+        against = f"{row['difference']:+.4f} +- {error:.4f}" if PUBLISHED in last and name != PUBLISHED else ""
         print(f"{name:20}{row['mean']:8.4f}{spread:8.4f}{against:>22}{size:10.3f}{work:9.2f}  {row['what']}")
     if given.json:
         Path(given.json).write_text(json.dumps({"rows": rows, "curves": curves}, indent=2))

@@ -24,6 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -203,6 +205,7 @@ READERS: dict[str, Callable[[Path], tuple[list[bytes], Callable[[bytes], Any]]]]
     "tflite": tflite,
     "ncnn": ncnn,
 }
+TREES = ("coco", "safetensors", "config")  # of whose inputs every other has nodes replaced
 VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", "x",
     "../../etc/passwd",
@@ -244,8 +247,14 @@ def damage(rng: random.Random, seeds: list[bytes], words: list[bytes]) -> bytes:
     return bytes(data)
 
 
-def rewrite(rng: random.Random, seed: bytes) -> bytes:
-    """A json, or a safetensors file, of which some nodes are others."""
+def rewrite(rng: random.Random, seed: bytes, name: str) -> bytes:
+    """A json, a yaml or a safetensors file of which some nodes are others."""
+    if name == "config":
+        tree = yaml.load(seed, yaml.CSafeLoader)
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            _replace(rng, tree)
+        # json is yaml, but for these
+        return json.dumps(tree).replace("NaN", ".nan").replace("Infinity", ".inf").encode()
     start, rest = 0, b""
     if seed[:1] not in b"{[":
         start = 8
@@ -300,8 +309,8 @@ def fuzz(name: str, count: int, seed: int, keep: Path | None) -> dict[str, Any]:
         read(seeds[0]) if name != "safetensors" else None
         before, slowest, started = _peak(), 0.0, time.perf_counter()
         for number in range(count):
-            tree = name in ("coco", "safetensors") and rng.random() < 0.5
-            data = rewrite(rng, rng.choice(seeds)) if tree else damage(rng, seeds, words)
+            tree = name in TREES and rng.random() < 0.5
+            data = rewrite(rng, rng.choice(seeds), name) if tree else damage(rng, seeds, words)
             begun = time.process_time()
             signal.setitimer(signal.ITIMER_PROF, SECONDS)
             try:
@@ -340,7 +349,7 @@ def fuzz(name: str, count: int, seed: int, keep: Path | None) -> dict[str, Any]:
     }
 
 
-def guided(name: str, count: int) -> None:
+def guided(name: str, count: int, seed: int) -> None:
     """The same with atheris, which looks for inputs that reach new lines; it stops at the first other exception."""
     import atheris
 
@@ -351,14 +360,19 @@ def guided(name: str, count: int) -> None:
     corpus.mkdir()
     with atheris.instrument_imports(include=["mnv2det"]):
         seeds, read = READERS[name](Path(folder))
-    for number, seed in enumerate(seeds):
-        (corpus / str(number)).write_bytes(seed)
+    for number, data in enumerate(seeds):
+        (corpus / str(number)).write_bytes(data)
 
     def once(data: bytes) -> None:
         with contextlib.suppress(Mnv2detError):
             read(data)
 
-    atheris.Setup([sys.argv[0], str(corpus), f"-runs={count}", f"-timeout={SECONDS}", "-rss_limit_mb=4096"], once)
+    words = ("".join(f"\\x{byte:02x}" for byte in word) for word in WORDS[name].split(b" ") if word)
+    (Path(folder) / "words").write_text("".join(f'"{word}"\n' for word in words))
+    # its own seed 0 stands for a random one
+    options = [f"-runs={count}", f"-seed={seed + 1}", f"-dict={folder}/words", f"-timeout={SECONDS}"]
+    options += ["-rss_limit_mb=4096"]
+    atheris.Setup([sys.argv[0], str(corpus), *options], once)
     atheris.Fuzz()
 
 
@@ -380,7 +394,7 @@ def main() -> None:
         if name not in READERS:
             parser.error(f"no reader '{name}'; there are {', '.join(READERS)}")
     if given.atheris:
-        guided(given.readers[0] if given.readers else "coco", given.inputs)
+        guided(given.readers[0] if given.readers else "coco", given.inputs, given.seed)
         return
     done = []
     for name in given.readers or READERS:

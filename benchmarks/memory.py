@@ -1,18 +1,22 @@
 """Memory and time of a forward: plain, and without whole expanded tensors (paper, section 5.1).
 
     python benchmarks/memory.py [--threads 1] [--rounds 20] [--cpu-time] [--plot FILE] [--json FILE] [--resident]
+    python benchmarks/memory.py --onnx      # the exported graph, whole and split, in onnxruntime (Linux)
 
 The classifier at 224, SSDLite at 320 and Mobile DeepLabv3 at 513 (output stride 16), batch 1, random weights. Memory is
 the peak of torch's own allocations; --resident also measures, each way in a process of its own, by how much the
-process grew, which includes what oneDNN allocates by itself (Linux only).
+process grew, which includes what oneDNN allocates by itself (Linux only). --onnx measures raw exports that way, in
+onnxruntime without its arena, so that what it frees is free.
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +28,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mnv2det.models  # noqa: F401 - registers
+from mnv2det.deploy.convert import Card, write
 from mnv2det.deploy.graph import fold
 from mnv2det.deploy.memory import Thrifty, cache_size, memory_efficient
 from mnv2det.deploy.memory_meter import peak_memory
@@ -71,13 +76,56 @@ def way(network: str, name: str) -> Way:
 
 def resident(network: str, name: str) -> int:
     """Bytes by which this process grows at most while it computes; large blocks must come from mmap."""
-    model, image = way(network, name)
+    if name.startswith("onnx"):
+        run = onnx_run(network, int(name.split()[1]), torch.get_num_threads())
+    else:
+        model, image = way(network, name)
+        run = functools.partial(model, image)
     for _ in range(3):
-        model(image)
+        run()
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    model(image)
+    run()
     return _status("VmHWM") - before
+
+
+def onnx_run(network: str, splits: int, threads: int) -> Callable[[], object]:
+    """A raw export, whole (1) or in parts, in onnxruntime."""
+    import numpy as np
+    import onnxruntime
+
+    model, _ = build(network)
+    card = Card(model.header(), "raw")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.onnx"
+        write(model, card, path, splits=None if splits == 1 else splits)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.enable_cpu_mem_arena, options.enable_mem_pattern = threads, False, False
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    side = NETWORKS[network][3]
+    image = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
+    return lambda: session.run(None, {"image": image})
+
+
+def onnx_rows(network: str, threads: int, rounds: int) -> list[dict[str, Any]]:
+    """A row for the whole graph and each number of parts."""
+    runs = {splits: onnx_run(network, splits, threads) for splits in (1, 2, 3, 5)}
+    times: dict[int, list[float]] = {splits: [] for splits in runs}
+    for turn in range(rounds + 3):
+        for splits, run in runs.items():
+            started = time.perf_counter()
+            run()
+            if turn >= 3:
+                times[splits].append((time.perf_counter() - started) * 1e3)
+    return [
+        {
+            "network": network,
+            "splits": splits,
+            "grown_mb": _in_child(network, f"onnx {splits}", threads) / 1e6,
+            "median_ms": statistics.median(each),
+        }
+        for splits, each in times.items()
+    ]
 
 
 def _status(key: str) -> int:
@@ -177,6 +225,20 @@ def draw(path: Path, rows: list[dict[str, Any]]) -> None:
     figure.savefig(path)
 
 
+def print_onnx(rows: list[dict[str, Any]]) -> None:
+    """Markdown."""
+    print(
+        "| network | parts | process grew by MB | x lower | ms | x whole |\n| --- | ---: | ---: | ---: | ---: | ---: |"
+    )
+    whole = {row["network"]: row for row in rows if row["splits"] == 1}
+    for row in rows:
+        one = whole[row["network"]]
+        print(
+            f"| {row['network']} | {row['splits']} | {row['grown_mb']:.2f} | {one['grown_mb'] / row['grown_mb']:.2f} |"
+            f" {row['median_ms']:.1f} | {row['median_ms'] / one['median_ms']:.2f} |"
+        )
+
+
 @torch.no_grad()
 def main() -> None:
     """Prints the table."""
@@ -190,6 +252,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--resident", action="store_true")
+    parser.add_argument("--onnx", action="store_true", help="onnxruntime and the split graph instead of torch")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -198,6 +261,9 @@ def main() -> None:
         return
     if given.cpu_time and given.threads != 1:
         parser.error("--cpu-time counts one thread")
+    if given.onnx:
+        print_onnx([row for network in given.networks for row in onnx_rows(network, given.threads, given.rounds)])
+        return
     clock = time.thread_time if given.cpu_time else time.perf_counter
     rows = [row for network in given.networks for row in measure(network, given.rounds, given.resident, clock)]
     print(f"torch {torch.__version__}, {given.threads} threads, cache {cache_size() / 2**20:g} MiB, seed 0")

@@ -6,9 +6,12 @@ Imports no torch, so that ``mnv2det config`` and ``--help`` answer at once.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
+import types
 import typing
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +75,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
             deep, a key is unknown or a value of the wrong type.
     """
     # the schema's own component names count as given: naming another one drops the args written for them
-    merged = _read(Path(path), (), to_dict(Config()))
+    merged = _read(Path(path), (), _defaults())
     for override in overrides:
         merged = merge(merged, _parse_override(override))
     return from_dict(merged, where=str(path))
@@ -90,7 +93,7 @@ def from_dict(data: Mapping[str, Any], *, where: str) -> Config:
     """
     _check_keys(data, Config, where, "")
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(dict(data))))
+        config = OmegaConf.to_object(OmegaConf.merge(_schema(), OmegaConf.create(dict(data))))
     except MissingMandatoryValue as error:
         raise ConfigError(f"{where}: {error.full_key}: missing; expected the name of a component") from None
     except OmegaConfBaseException as error:
@@ -103,14 +106,40 @@ def from_dict(data: Mapping[str, Any], *, where: str) -> Config:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """The configuration as plain nested data (enums by name), fit for YAML and JSON."""
-    container = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    assert isinstance(container, dict)
-    return typing.cast("dict[str, Any]", container)
+    return typing.cast("dict[str, Any]", _plain(config))
 
 
 def to_yaml(config: Config) -> str:
     """The configuration as YAML text that `load_config` reads back to an equal one."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None, width=100)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value.name if isinstance(value, Enum) else value
+
+
+# what is built from the schema's classes takes most of the time of a load, and is always the same
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return to_dict(Config())  # `merge` changes none of it
+
+
+@functools.cache
+def _schema() -> Any:
+    return OmegaConf.structured(Config)  # OmegaConf.merge works on a copy
+
+
+@functools.cache
+def _hints(schema: type) -> dict[str, Any]:
+    return typing.get_type_hints(schema)
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,8 +202,21 @@ def _one_line(error: Exception) -> str:
 
 
 def _check_keys(data: Any, schema: Any, where: str, place: str) -> None:
-    """Walks data beside the schema; the first unknown key is named with its nearest match."""
+    """Walks data beside the schema; the first unknown key is named with its nearest match.
+
+    A list where keys belong, or the reverse, is refused here: OmegaConf's own error names no key.
+    """
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
+    if origin is types.UnionType:  # ``list[float] | None`` and the like
+        _check_keys(data, arguments[0], where, place)
+    if origin is dict and isinstance(data, list):
+        raise ConfigError(f"{where}: {place.rstrip('.')}: expected keys below it, got {data!r}")
+    if origin is list and isinstance(data, Mapping):
+        raise ConfigError(f"{where}: {place.rstrip('.')}: expected a list, got {data!r}")
+    if origin is list and isinstance(data, list):
+        for index, value in enumerate(data):
+            if isinstance(value, Mapping | list):
+                raise ConfigError(f"{where}: {place.rstrip('.')}[{index}]: expected a number, got {value!r}")
     if origin is dict and dataclasses.is_dataclass(arguments[1]) and isinstance(data, Mapping):
         for key, value in data.items():
             _check_keys(value, arguments[1], where, f"{place}{key}.")
@@ -182,7 +224,7 @@ def _check_keys(data: Any, schema: Any, where: str, place: str) -> None:
         return
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where}: {place.rstrip('.')}: expected keys below it, got {data!r}")
-    hints = typing.get_type_hints(schema)
+    hints = _hints(typing.cast("type", schema))
     for key, value in data.items():
         if key not in hints:
             raise ConfigError(f"{where}: unknown key '{place}{key}'{near(str(key), hints)}")

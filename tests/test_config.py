@@ -221,6 +221,12 @@ def test_unknown_key_below_a_task_is_found(tmp_path: Path):
         ("model.input_size=[a,b]", "model.input_size[0]"),
         ("optim.optimizer.args=3", "optim.optimizer.args"),
         ("optim.optimizer.args={1: 2}", "optim.optimizer.args.1"),
+        ("optim.optimizer.args=[1]", "optim.optimizer.args"),
+        ("model.mean={0: 1}", "model.mean"),
+        ("model.mean=[{a: 1},2,3]", "model.mean[0]"),
+        ("model.input_size={}", "model.input_size"),
+        ("test.scales=[[1]]", "test.scales[0]"),
+        ("tasks=[]", "tasks"),
         ("tasks=null", "tasks"),
         ("train=null", "train"),
     ],
@@ -329,6 +335,15 @@ def test_dict_round_trip_is_plain_data(small: Path):
     config = load_config(small)
     assert to_dict(config)["train"]["amp"] == "fp32"
     assert from_dict(to_dict(config), where="x") == config
+
+
+def test_a_config_that_is_changed_changes_no_other(small: Path):
+    changed = load_config(small)
+    changed.optim.optimizer.args["lr"] = 1
+    changed.model.input_size.append(3)
+    to_dict(changed)["test"]["scales"].append(2.0)
+    again = load_config(small)
+    assert (again.optim.optimizer.args, again.model.input_size, again.test.scales) == ({}, [320, 320], [1.0])
 
 
 def test_every_config_shipped_loads(root: Path):

@@ -12,7 +12,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mnv2det.config import Config, from_dict, load_config, to_dict
 from mnv2det.engine.checkpoint import LAST, load_newest, sweep
-from mnv2det.engine.dist import restarted
 from mnv2det.errors import ConfigError, WeightsError
 from mnv2det.models.model import Model, assemble
 from mnv2det.models.weights.files import Header
@@ -64,12 +63,13 @@ def resume_config(run: Path, overrides: Iterable[str] = ()) -> Config:
     return load_config(run / "config.yaml", list(overrides))
 
 
-def open_run(run: Path, resume: bool) -> tuple[dict[str, Any] | None, list[str]]:
+def open_run(run: Path, resume: bool, restarted: bool = False) -> tuple[dict[str, Any] | None, list[str]]:
     """Looks what a run folder holds and clears away what a killed process left half written.
 
     Args:
         run: The folder; need not exist.
-        resume: Whether there must be a checkpoint. Where torchrun has restarted the processes there may be.
+        resume: Whether there must be a checkpoint.
+        restarted: Whether torchrun has restarted the processes: there may be a checkpoint then.
 
     Returns:
         The state to start from, None at the beginning, and warnings.
@@ -79,7 +79,7 @@ def open_run(run: Path, resume: bool) -> tuple[dict[str, Any] | None, list[str]]
         WeightsError: There is no readable checkpoint, or the folder cannot be written.
     """
     exists = (run / LAST).exists()
-    if exists and not resume and not restarted():
+    if exists and not resume and not restarted:
         raise ConfigError(f"{run}: holds a run already; choose another --out, or go on with --resume {run}")
     try:
         sweep(run)

@@ -24,7 +24,7 @@ from mnv2det.engine.build import (
     task_classes,
 )
 from mnv2det.engine.checkpoint import LAST, Progress, save_checkpoint
-from mnv2det.engine.dist import Processes, processes
+from mnv2det.engine.dist import Processes, processes, restarted
 from mnv2det.engine.evaluate import evaluate
 from mnv2det.engine.failures import explained
 from mnv2det.engine.interrupt import Interrupted, stop_requests
@@ -65,7 +65,9 @@ def train(
     """
     with processes(device) as group, stop_requests() as stop:
         group.together(lambda: check(config))
-        state, notes = group.lead(lambda: open_run(run, resume))
+        # only the torchrun whose process failed counts a restart, and the first process may be another's
+        again = group.any(restarted())[0]
+        state, notes = group.lead(lambda: open_run(run, resume, again))
         made = group.together(lambda: _Run(config, run, state, allow_changes, group))
         return made.go(stop, notes)
 

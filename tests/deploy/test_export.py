@@ -237,6 +237,18 @@ def test_thresholds_go_into_the_file(folder: Path, tmp_path: Path, capsys: pytes
         Predictor(tmp_path / "few.onnx", heads={"det": {"max_detections": 4}})
 
 
+@pytest.mark.parametrize("form", ["raw", "complete"])
+def test_a_split_export_is_checked_like_any(folder: Path, tmp_path: Path, form: str):
+    source = weights(folder, "det", "seg")
+    out = tmp_path / "parts.onnx"
+    assert main(["export", str(source), "-o", str(out), "--form", form, "--splits", "3", "--count", "2"]) == 0
+    convolutions = [node for node in onnx.load(out).graph.node if node.op_type == "Conv"]
+    whole = tmp_path / "whole.onnx"
+    assert main(["export", str(source), "-o", str(whole), "--form", form, "--count", "2"]) == 0
+    # 15 of the 17 bottlenecks: the first has no expansion, the fourteenth's is read by the detector
+    assert len(convolutions) > len([node for node in onnx.load(whole).graph.node if node.op_type == "Conv"]) + 15 * 3
+
+
 MISTAKES = [
     (["m.safetensors", "-o", "m.tflite"], r"m\.tflite: expected a name that ends in \.onnx or \.xml or \.pt2"),
     (["m.safetensors", "-o", "m.pt2", "--format", "onnx"], r"m\.pt2: ends in \.pt2, which is torch"),
@@ -246,6 +258,8 @@ MISTAKES = [
     (["m.safetensors", "--images", "nowhere"], r"nowhere: no such folder"),
     (["m.safetensors", "--count", "0"], r"--count must be at least 1"),
     (["m.safetensors", "data.root=x"], r"data\.root=x: overrides are for the config of --accuracy"),
+    (["m.safetensors", "--splits", "0"], r"splits: expected at least 1, got 0"),
+    (["m.safetensors", "--splits", "2", "--int8", "--calibrate", "x"], r"--splits: .* not with --int8"),
     (["nothing.safetensors"], r"nothing\.safetensors: no such weight file"),
     (["m.safetensors", "--accuracy", "nothing.yaml"], r"nothing\.yaml: no such config"),
 ]

@@ -2,8 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,8 @@ ONE = Processes(0, 1, torch.device("cpu"))
 
 
 def torchrun(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    nodes = [] if "--nnodes" in arguments else ["--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", *nodes, *arguments]
     env = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=600, check=False)
 
@@ -190,3 +193,17 @@ def test_torchrun_restarts_a_killed_process_and_the_run_goes_on(root: Path, tmp_
     for part in ("model", "average"):
         different = [key for key, value in one[part].items() if not torch.equal(value, two[part][key])]
         assert different == []
+
+
+@pytest.mark.slow
+def test_two_torchruns_go_on_when_a_process_of_one_is_killed(root: Path, tmp_path: Path):
+    """As on two machines. Only the torchrun whose process was killed counts a restart; the other has the first one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    join = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
+    with ThreadPoolExecutor() as pool:
+        both = list(pool.map(lambda _: unlucky(root, tmp_path / "run", "killed", *join, "--max-restarts", "2"), "ab"))
+    assert [done.returncode for done in both] == [0, 0], both
+    assert not any("holds a run already" in done.stderr for done in both), both
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["progress"]["step"] == 12

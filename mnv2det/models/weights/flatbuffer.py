@@ -27,10 +27,12 @@ def scalar(data: bytes, at: int, code: str) -> Any:
     Raises:
         DamagedError: It lies outside the data.
     """
-    # struct takes a negative position for one from the end
-    if at < 0 or at + struct.calcsize(code) > len(data):
-        raise DamagedError(f"points at byte {at}, but there are {len(data)}")
-    return struct.unpack_from("<" + code, data, at)[0]
+    try:
+        if at >= 0:  # struct takes a negative position for one from the end
+            return struct.unpack_from("<" + code, data, at)[0]
+    except struct.error:
+        pass
+    raise DamagedError(f"points at byte {at}, but there are {len(data)}")
 
 
 class Table:

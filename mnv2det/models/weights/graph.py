@@ -94,4 +94,5 @@ def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[in
 
 def printable(text: str) -> str:
     """A name from a file, fit to be shown: at most 80 characters, none of them a control character."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:80])
+    text = text[:80]
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -61,8 +61,7 @@ class _Reader:
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-        end = data.rfind(ARCHIVE_END)
-        if ARCHIVE_START.search(data) and (end < 0 or end + ARCHIVE_END_BYTES > len(data)):
+        if ARCHIVE_START.search(data) and not 0 <= data.rfind(ARCHIVE_END) <= len(data) - ARCHIVE_END_BYTES:
             raise DamagedError("the archive of label files at its end is cut off")
         model = Table(data, scalar(data, 0, "I"))
         codes = [Table(data, at) for at in model.places(1, MAX_OPERATORS)]
