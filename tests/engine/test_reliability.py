@@ -5,10 +5,12 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,9 +63,12 @@ def cut(path: Path) -> None:
 
 
 def flip(path: Path) -> None:
-    """One bit of a weight; torch itself would not notice."""
+    """One bit of a weight, not of the padding between them; torch itself would not notice."""
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda record: record.file_size)
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    start = largest.header_offset + 30 + sum(struct.unpack_from("<HH", data, largest.header_offset + 26))
+    data[start + largest.file_size // 2] ^= 1
     path.write_bytes(data)
 
 
