@@ -133,11 +133,12 @@ def torchvision_v3(classes: int, share: float, threshold: float, iou: float, mos
         detections_per_img=most,
     ).eval()
     found = []
-    model.head.classification_head.register_forward_hook(lambda module, inputs, output: found.append(output))
+    listening = model.head.classification_head.register_forward_hook(lambda module, inputs, out: found.append(out))
     noise = torch.rand(4, 3, 320, 320, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         model.train(False)
         model(list(noise))
+        listening.remove()
         logits = torch.cat([output.flatten(0, 1) for output in found])
         # noise of its own per anchor and class, scaled so that the wanted share passes
         spread = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
