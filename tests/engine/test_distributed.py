@@ -27,6 +27,7 @@ def torchrun(root: Path, *arguments: str, **environment: str) -> subprocess.Comp
     nodes = [] if "--nnodes" in arguments else ["--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, "-m", "torch.distributed.run", *nodes, *arguments]
     env = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1", **environment}
+    env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # docs/distributed.md, on restarts
     return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=600, check=False)
 
 
