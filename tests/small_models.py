@@ -59,6 +59,16 @@ def weights(folder: Path, *tasks: str, fit: Fit = "stretch", size: tuple[int, in
     return path
 
 
+def scramble(module: nn.Module) -> None:
+    """Batch norms with statistics of their own, as after training."""
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_(std=0.1)
+            layer.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(layer.weight, 0.8, 1.6)
+            nn.init.normal_(layer.bias, std=0.3)
+
+
 def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     """Blocks of colour with some noise."""
     rng = np.random.default_rng(seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from torch import Tensor, nn
 
@@ -58,6 +58,23 @@ class Features(Mapping[str, FeatureInfo]):
 
     def __len__(self) -> int:
         return len(self._known)
+
+
+def collect(images: Tensor, names: Collection[str], layers: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """The named features, and nothing computed behind the last of them.
+
+    Args:
+        images: What the feature ``image`` is.
+        names: Of features, without strides.
+        layers: Each one's name and output, computed when it is asked for.
+    """
+    wanted, found = set(names), {"image": images}
+    for name, value in layers:
+        if name in wanted:
+            found[name] = value
+        if wanted <= found.keys():
+            break
+    return found
 
 
 def split_tap(tap: str) -> tuple[str, int | None]:

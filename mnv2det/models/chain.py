@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor, nn
 
 from mnv2det.errors import ConfigError
-from mnv2det.models.backbone import Backbone, split_tap
+from mnv2det.models.backbone import Backbone, collect, split_tap
 from mnv2det.models.layers import ConvNorm, Padding, subsample
 
 
@@ -49,13 +49,7 @@ class Chain(Backbone):
             Each tap's (B, C, H / stride, W / stride).
         """
         taps = tuple(taps)
-        wanted = {split_tap(tap)[0] for tap in taps}
-        found = {"image": images}
-        for name, value in self._walk(images):
-            if name in wanted:
-                found[name] = value
-            if wanted <= found.keys():
-                break
+        found = collect(images, {split_tap(tap)[0] for tap in taps}, self._walk(images))
         return {tap: self._read(tap, found[split_tap(tap)[0]]) for tap in taps}
 
     def truncate(self, taps: Iterable[str]) -> None:

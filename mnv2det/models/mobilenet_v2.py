@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mnv2det.errors import ConfigError
-from mnv2det.models.backbone import Backbone, Features, split_tap
+from mnv2det.models.backbone import Backbone, Features, collect, split_tap
 from mnv2det.models.chain import check_width
 from mnv2det.models.layers import (
     Activation,
@@ -131,18 +131,12 @@ class MobileNetV2(Backbone):
             Each tap's (B, C, H / stride, W / stride).
         """
         taps = tuple(taps)
-        wanted = {split_tap(tap)[0] for tap in taps}
-        found = {"image": images}
-        for name, value in self._walk(images):
-            if name in wanted:
-                found[name] = value
-            if wanted <= found.keys():
-                break
+        names, end = {split_tap(tap)[0] for tap in taps}, f"block{len(self.blocks)}"
+        found = collect(images, {end if name == "last" else name for name in names}, self._walk(images))
         # the last convolution is a 1x1, so the positions that nobody reads need not be computed
         strides = [split_tap(tap)[1] or self.features[tap].stride for tap in taps if split_tap(tap)[0] == "last"]
         if strides and self.last is not None:
-            finest = f"block{len(self.blocks)}/{min(strides)}"
-            found["last"] = self.last(self._read(finest, value))
+            found["last"] = self.last(self._read(f"{end}/{min(strides)}", found[end]))
         return {tap: self._read(tap, found[split_tap(tap)[0]], min(strides, default=0)) for tap in taps}
 
     def truncate(self, taps: Iterable[str]) -> None:

@@ -28,7 +28,7 @@ def class_nms(
 
     Greedy NMS decides on a box from better-scored ones alone, so the survivors among the best n
     candidates are those of the whole: n grows until ``keep`` survive or no candidate is left. NumPy
-    does what is not suppression: on so few rows the calls are what takes time, and torch's take thrice as long.
+    does what is not suppression: on so few rows the calls are what takes time.
 
     Args:
         boxes: float (A, 4) xyxy, or a function that computes those of given rows, int64 (n,).

@@ -297,16 +297,20 @@ def test_other_models_are_refused() -> None:
         memory_efficient(build("cls", width=0.35), 0)
 
 
-@pytest.mark.parametrize(
-    "args", [{"shortcut": "expansion"}, {"bottleneck_act": "relu6"}, {"act": "none"}, {"expansion": 1}]
-)
-def test_bottlenecks_of_ablations_are_refused(args: dict[str, Any]) -> None:
-    model = assemble(
+def ablated(args: dict[str, Any]) -> Model:
+    return assemble(
         {"name": "mobilenet_v2", "args": {"width": 0.35, **args}},
         {"cls": HEADS["cls"]},
         classes={"cls": CLASSES["cls"]},
         preprocess=Preprocess((64, 64)),
     )
+
+
+@pytest.mark.parametrize(
+    "args", [{"shortcut": "expansion"}, {"bottleneck_act": "relu6"}, {"act": "none"}, {"expansion": 1}]
+)
+def test_bottlenecks_of_ablations_are_refused(args: dict[str, Any]) -> None:
+    model = ablated(args)
     with pytest.raises(ConfigError, match="memory budget: needs bottlenecks as published"):
         memory_efficient(model, 1000)
     with pytest.raises(ConfigError, match="splits: needs bottlenecks as published"):
@@ -315,12 +319,7 @@ def test_bottlenecks_of_ablations_are_refused(args: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("args", [{"shortcut": "none"}, {"act": "relu"}, {"expansion": 3}])
 def test_others_are_computed_in_parts(args: dict[str, Any]) -> None:
-    model = assemble(
-        {"name": "mobilenet_v2", "args": {"width": 0.35, **args}},
-        {"cls": HEADS["cls"]},
-        classes={"cls": CLASSES["cls"]},
-        preprocess=Preprocess((64, 64)),
-    ).eval()
+    model = ablated(args).eval()
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         found = memory_efficient(model, 100_000)(image)["cls"]["logits"]

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from small_models import scramble
 from torch import nn
 from torch.testing import assert_close
 
@@ -12,16 +13,6 @@ from mnv2det.models.model import assemble
 from mnv2det.structures import Frame, Preprocess
 
 TAPS = ["block11/16", "last/32"]
-
-
-def scramble(module: nn.Module) -> None:
-    """Batch norms with statistics of their own, as after training."""
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean.normal_(std=0.1)
-            layer.running_var.uniform_(0.5, 1.5)
-            nn.init.uniform_(layer.weight, 0.8, 1.6)
-            nn.init.normal_(layer.bias, std=0.3)
 
 
 def howards_table_1(act: type[nn.Module]) -> nn.Sequential:
@@ -132,12 +123,13 @@ def test_wrong_arguments_are_named():
         MobileNetV1().features["block14.expand/16"]
 
 
-def test_boxes_masks_and_labels_from_one_backbone_pass():
+@pytest.mark.parametrize(("name", "taps"), [("mobilenet_v1", TAPS), ("mobilenet_residual", ["block13/16", "last/32"])])
+def test_boxes_masks_and_labels_from_one_backbone_pass(name: str, taps: list[str]):
     classes = {"det": ["a", "b"], "seg": ["background", "a", "b"], "cls": ["a", "b"]}
     model = assemble(
-        {"name": "mobilenet_v1", "args": {"width": 0.25, "output_stride": 16}},
+        {"name": name, "args": {"width": 0.25, "output_stride": 16}},
         {
-            "det": {"name": "ssdlite", "args": {"taps": TAPS, "extras": [32, 32]}},
+            "det": {"name": "ssdlite", "args": {"taps": taps, "extras": [32, 32]}},
             "seg": {"name": "mobile_deeplab", "args": {"tap": "last", "channels": 8}},
             "cls": {"name": "classifier", "args": {}},
         },
