@@ -131,9 +131,14 @@ def saved(child: int, last: Path) -> None:
 
 
 def step_of(run: Path) -> int:
-    """Reads every checkpoint of a run, which raises if one cannot be read; returns the newest one's step."""
-    steps = [load_checkpoint(path)["progress"]["step"] for path in sorted(run.glob("last*.pt"))]
-    return load_checkpoint(run / "last.pt")["progress"]["step"] if steps else 0
+    """Reads every checkpoint of a run, which raises if one cannot be read; returns the newest one's step.
+
+    Before the first one is renamed there is a whole ``last.new.pt`` and no ``last.pt``: the run starts anew then.
+    """
+    steps = {path.name: load_checkpoint(path)["progress"]["step"] for path in run.glob("last*.pt")}
+    if steps.keys() - {"last.new.pt", "last.pt"} and "last.pt" not in steps:
+        raise SystemExit(f"{run}: older checkpoints, but no last.pt")
+    return steps.get("last.pt", 0)
 
 
 def tensors(value: Any, place: str = "") -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torchvision
+from small_models import scramble
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -11,16 +12,6 @@ from mnv2det.models.mobilenet_v2 import MobileNetV2
 from mnv2det.models.weights.loading import convert_torchvision
 
 WIDTHS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
-
-
-def scramble(module: torch.nn.Module) -> None:
-    """Batch norms with statistics of their own, as after training."""
-    for layer in module.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.running_mean.normal_(std=0.1)
-            layer.running_var.uniform_(0.5, 1.5)
-            torch.nn.init.uniform_(layer.weight, 0.8, 1.6)
-            torch.nn.init.normal_(layer.bias, std=0.3)
 
 
 def multiply_adds(module: torch.nn.Module, *inputs: object) -> float:
