@@ -8,6 +8,7 @@ import queue
 import tempfile
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,11 +20,15 @@ from torch import Tensor, nn
 from mnv2det.deploy.convert import INPUT, SUFFIXES, Card, need, write
 from mnv2det.deploy.graph import Raw
 from mnv2det.deploy.memory import memory_efficient
+from mnv2det.deploy.shortlist import FRAME, Shortlist, describe, shorten
 from mnv2det.errors import ConfigError, WeightsError, near
+from mnv2det.models.head import Head
 from mnv2det.models.model import Model
 from mnv2det.models.weights.files import Header
+from mnv2det.structures import Frame, Result
 
 Precision = Literal["fp32", "bf16"]
+Outputs = dict[str, Tensor | Result]
 NAMES = ("torch", "onnxruntime", "openvino")
 # which of them read a format, the one that `auto` prefers first
 READERS = {"onnx": ("onnxruntime", "openvino"), "openvino": ("openvino",), "torch": ("torch",)}
@@ -44,12 +49,18 @@ class Backend(ABC):
     precision: Precision = "fp32"
     any_size = False
 
+    def ready(self, heads: Mapping[str, Head]) -> None:
+        """Told once, before it runs, what comes after the network, by task: a backend may take over some of it."""
+        return
+
     @abstractmethod
-    def run(self, image: NDArray[np.uint8]) -> dict[str, Tensor]:
+    def run(self, image: NDArray[np.uint8], frame: Frame | None = None) -> Outputs:
         """The network's outputs as ``task.name``, for the caller to keep.
 
         Args:
             image: uint8 (B, H, W, 3), RGB, C-contiguous.
+            frame: Of the one picture, if it is one: a backend may then give the result of a task, under
+                its name, in place of its outputs.
         """
 
 
@@ -71,10 +82,10 @@ class TorchBackend(Backend):
         if autocast or (isinstance(network, Raw) and network.dtype == torch.bfloat16):
             self.precision = "bf16"
 
-    def run(self, image: NDArray[np.uint8]) -> dict[str, Tensor]:
+    def run(self, image: NDArray[np.uint8], frame: Frame | None = None) -> Outputs:
         """See `Backend`."""
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            found: dict[str, Tensor] = self.network(torch.from_numpy(image).to(self.device))
+            found: Outputs = self.network(torch.from_numpy(image).to(self.device))
         return found
 
 
@@ -105,7 +116,7 @@ class OnnxBackend(Backend):
         self.card = Card.of(dict(self.session.get_modelmeta().custom_metadata_map), where=str(path))
         self.outputs = [output.name for output in self.session.get_outputs()]
 
-    def run(self, image: NDArray[np.uint8]) -> dict[str, Tensor]:
+    def run(self, image: NDArray[np.uint8], frame: Frame | None = None) -> Outputs:
         """See `Backend`."""
         found = self.session.run(self.outputs, {INPUT: image})
         return {name: torch.from_numpy(value) for name, value in zip(self.outputs, found, strict=True)}
@@ -152,9 +163,15 @@ class OpenVinoBackend(Backend):
         self.compiled: dict[bool, Any] = {}
         self.idle: dict[bool, queue.SimpleQueue[Any]] = {True: queue.SimpleQueue(), False: queue.SimpleQueue()}
         self.usual = (1, *self.card.header.preprocess.input_size, 3) if self.card.form == "raw" else None
+        self.heads: Mapping[str, Head] = {}
+        self.shortlists: list[Shortlist] = []
+
+    def ready(self, heads: Mapping[str, Head]) -> None:
+        """See `Backend`: it takes over what detectors do with their best candidates."""
+        self.heads = heads
         self._compile(usual=self.usual is not None)
 
-    def run(self, image: NDArray[np.uint8]) -> dict[str, Tensor]:
+    def run(self, image: NDArray[np.uint8], frame: Frame | None = None) -> Outputs:
         """See `Backend`."""
         usual = image.shape == self.usual
         # a request serves one thread at a time
@@ -162,8 +179,17 @@ class OpenVinoBackend(Backend):
             request = self.idle[usual].get_nowait()
         except queue.Empty:
             request = self._compile(usual=usual).create_infer_request()
+        shortlists = self.shortlists if usual and frame is not None else []
+        if frame is not None and shortlists:
+            describe(frame, request.get_tensor(FRAME).data)
         request.infer({INPUT: image}, share_inputs=True, share_outputs=True)
-        found = {name: torch.from_numpy(request.get_tensor(name).data.copy()) for name in self.outputs}
+        found: Outputs = {}
+        for shortlist in shortlists:
+            if (result := shortlist.read(request)) is not None:
+                found[shortlist.task] = result
+        for name in self.outputs:
+            if name.split(".")[0] not in found:
+                found[name] = torch.from_numpy(request.get_tensor(name).data.copy())
         self.idle[usual].put(request)
         return found
 
@@ -174,6 +200,7 @@ class OpenVinoBackend(Backend):
                 network = self.network.clone()
                 if usual:
                     network.reshape(list(self.usual or ()))
+                    self.shortlists = shorten(network, self.heads, self.card.header.preprocess.input_size)
                 self.compiled[usual] = self.core.compile_model(network, "CPU", self.settings)
             return self.compiled[usual]
 

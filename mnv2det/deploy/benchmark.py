@@ -267,7 +267,7 @@ def time_parts(
         times.append(time.perf_counter())
         pixels, frame = predictor.prepare(image)
         times.append(time.perf_counter())
-        outputs = predictor.run(np.ascontiguousarray(pixels)[None])
+        outputs = predictor.run(np.ascontiguousarray(pixels)[None], [frame])
         times.append(time.perf_counter())
         predictor.finish(outputs, [frame])
         times.append(time.perf_counter())

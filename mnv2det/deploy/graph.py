@@ -64,12 +64,14 @@ class Folded(nn.Module):
 
 @torch.no_grad()
 def fold(model: Model) -> Model:
-    """A copy in which every convolution holds its batch norm; for inference only."""
+    """A copy in which every convolution holds its batch norm, without what only training needs."""
     copied = copy.deepcopy(model).eval()
     for parent in list(copied.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, ConvNorm):
                 setattr(parent, name, Folded(child))
+    for head in copied.heads.values():
+        head.fold()  # type: ignore[operator]
     return copied.requires_grad_(False)
 
 
@@ -168,7 +170,7 @@ class Complete(nn.Module):
         self, head: SSDLite, raw: Mapping[str, Tensor], anchors: Tensor, size: Tensor, used: Tensor
     ) -> dict[str, Tensor]:
         logits = raw["logits"]
-        scores = (logits.softmax(dim=-1) if head.softmax else logits.sigmoid())[..., 1:].transpose(1, 2)
+        scores = (logits.softmax(dim=-1) if head.softmax else logits.sigmoid())[..., head.private :].transpose(1, 2)
         inside, whole = (torch.cat([part.flip(0), part.flip(0)]).float() for part in (used, size))
         boxes, best, labels, count = keep_best(
             decode(raw["codes"], anchors).clamp(min=0.0).minimum(inside),

@@ -47,6 +47,10 @@ class Head(nn.Module, ABC):
         """What an export computes: of `forward`'s tensors those that `decode` reads, without those of `fixed`."""
         return self.forward(features)
 
+    def fold(self) -> None:
+        """Drops, in a copy that is for inference only, what `decode` does not need; nothing by default."""
+        return
+
     def fixed(self, size: tuple[int, int]) -> dict[str, Tensor]:
         """Those of `forward`'s tensors that follow from the input's (H, W) alone; none by default."""
         return {}

@@ -100,6 +100,7 @@ class SSDLite(Head):
         _check(taps, extras, min_scale, max_scale, ratios, lowest, anchors)
         self.taps = ("image", *taps)
         self.classes, self.softmax, self.lite = classes, score == "softmax", lite
+        self.private = 1  # logits before the first class's: the background's
         self.match_iou, self.negatives, self.min_negatives = match_iou, negatives, min_negatives
         self.box_weight, self.box_beta = box_weight, box_beta
         self.score_threshold, self.nms_iou, self.max_detections = score_threshold, nms_iou, max_detections
@@ -165,6 +166,20 @@ class SSDLite(Head):
         """See `Head`: ``logits`` and ``codes``."""
         return self._predict(features)[0]
 
+    @torch.no_grad()
+    def fold(self) -> None:
+        """See `Head`: the background, whose sigmoid no score depends on."""
+        if self.softmax or not self.private:
+            return
+        for predictor, shapes in zip(self.class_predictors, self.shapes, strict=True):
+            last = _last(predictor)
+            assert last.bias is not None
+            for name, values in (("weight", last.weight), ("bias", last.bias)):
+                kept = values.unflatten(0, (len(shapes), -1))[:, self.private :].flatten(0, 1)
+                setattr(last, name, nn.Parameter(kept.contiguous(), requires_grad=False))
+            last.out_channels = len(last.weight)
+        self.private = 0
+
     def fixed(self, size: tuple[int, int]) -> dict[str, Tensor]:
         """See `Head`: ``anchors``."""
         levels = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in self.strides]
@@ -176,7 +191,7 @@ class SSDLite(Head):
         for extra in self.extras:
             levels.append(extra(levels[-1]))
         logits = [
-            self._flatten(predictor(level), self.classes + 1)
+            self._flatten(predictor(level), self.private + self.classes)
             for predictor, level in zip(self.class_predictors, levels, strict=True)
         ]
         codes = [
@@ -235,7 +250,7 @@ class SSDLite(Head):
                 threshold=_evidence(self.score_threshold, self.softmax),
                 iou=self.nms_iou,
                 keep=self.max_detections,
-                skip=1,
+                skip=logits.shape[-1] - self.classes,
             )
             factor = np.array([original[1] / used[1], original[0] / used[0]] * 2, np.float32)
             # once more, as scaling rounds
@@ -260,13 +275,19 @@ class SSDLite(Head):
         if not 0 < prior < 1:
             raise ConfigError(f"ssdlite: prior must be between 0 and 1, got {prior}")
         for predictor in self.class_predictors:
-            last = predictor[-1] if isinstance(predictor, nn.Sequential) else predictor
-            assert isinstance(last, nn.Conv2d)
+            last = _last(predictor)
             assert last.bias is not None
             bias = last.bias.view(-1, self.classes + 1)
             odds = math.log(prior / (1 - prior))
             bias[:, 1:] = odds
             bias[:, 0] = 0.0 if self.softmax else -odds
+
+
+def _last(predictor: nn.Module) -> nn.Conv2d:
+    """The convolution whose outputs a predictor's are."""
+    last = predictor[-1] if isinstance(predictor, nn.Sequential) else predictor
+    assert isinstance(last, nn.Conv2d)
+    return last
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
