@@ -233,10 +233,10 @@ def measure(given, weights: Path, paths: dict[str, Path], pictures: list[np.ndar
     for kind, path in paths.items():
         for backend in ("onnxruntime", "openvino") if path.is_file() else ():
             ours[f"{backend}, {kind}"] = Predictor(path, backend=backend, threads=given.threads, heads=heads)
-    for kind, path in paths.items():
-        if path.is_file() and has_bf16():
-            half = Predictor(path, backend="openvino", threads=given.threads, precision="bf16", heads=heads)
-            ours["openvino, bf16" if kind == "fp32" else f"openvino, {kind}+bf16"] = half
+    if has_bf16():
+        ours["openvino, bf16"] = Predictor(
+            paths["fp32"], backend="openvino", threads=given.threads, precision="bf16", heads=heads
+        )
     head.max_detections = 100
     runs: dict[str, Run] = {
         "torchvision ssdlite320_mobilenet_v3_large": torchvision_run(

@@ -91,7 +91,7 @@ def add(verbs: Any) -> None:
     verb.add_argument("source", metavar="RUN", help="a run folder, a .safetensors file or an exported model")
     add_overrides(verb)
     verb.add_argument("--backends", metavar="LIST", help="of torch,onnxruntime,openvino (default: those installed)")
-    verb.add_argument("--precisions", metavar="LIST", help="of fp32,bf16,int8,int8+bf16 (default: those to be had)")
+    verb.add_argument("--precisions", metavar="LIST", help="of fp32,bf16,int8 (default: those to be had)")
     verb.add_argument("--images", metavar="DIR", help="pictures (default: of the run's validation set)")
     verb.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="bring the pictures to this size first")
     verb.add_argument(

@@ -30,7 +30,7 @@ from mnv2det.errors import ConfigError, Mnv2detError, near
 from mnv2det.models.model import from_file, weights_of
 
 PARTS = ("decode", "preprocess", "network", "postprocess")
-PRECISIONS = ("fp32", "bf16", "int8", "int8+bf16")
+PRECISIONS = ("fp32", "bf16", "int8")
 WARM_UP = 10  # predictions that are not counted
 Labelled = tuple[str, Sequence[str]]
 
@@ -41,7 +41,7 @@ class Row:
 
     Attributes:
         backend: Of `mnv2det.deploy.backends`.
-        precision: Of `PRECISIONS`; ``int8`` has the rest of the network in float32.
+        precision: Of `PRECISIONS`.
         file: What it loads.
         seconds: Of each prediction, by part.
         memory: Bytes by which the process grew at most, from before it loaded the model.
@@ -172,16 +172,16 @@ def _rows(
         if any(name != "torch" for name in wanted):
             proto = to_onnx(model, card)
             files["fp32"].write_bytes(proto.SerializeToString())
-            if any("int8" in name for name in precisions or PRECISIONS) and (calibrate or precisions):
+            if "int8" in (precisions or PRECISIONS) and (calibrate or precisions):
                 files["int8"] = folder / "int8.onnx"
                 write_int8(proto, card, files["int8"], pictures_to_calibrate(source, calibrate, CALIBRATION, problems))
     for name in wanted:
         for precision in precisions or PRECISIONS:
-            if "bf16" in precision and (name == "onnxruntime" or not has_bf16()):
+            if precision == "bf16" and (name == "onnxruntime" or not has_bf16()):
                 continue
-            file = files.get("int8" if "int8" in precision else "fp32")
+            file = files.get("int8" if precision == "int8" else "fp32")
             if kind is None and name == "torch":
-                file = None if "int8" in precision else files["torch"]
+                file = None if precision == "int8" else files["torch"]
             if file is not None:
                 yield Row(name, precision, file)
 
@@ -219,7 +219,7 @@ def _serve(pipe: Connection, row: Row, threads: int | None, heads: Any, memory_b
     """The child's side."""
     before = _peak()
     try:
-        precision: Any = "bf16" if "bf16" in row.precision else "fp32"
+        precision: Any = "bf16" if row.precision == "bf16" else "fp32"
         predictor = Predictor(
             row.file,
             backend=row.backend,

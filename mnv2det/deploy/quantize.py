@@ -15,15 +15,17 @@ from mnv2det.deploy.convert import INPUT, need
 
 # what is computed in int8; all else of a network is cheap, or surrounds it
 # (a convolution and the ReLU behind it are one operator: not named, it would be rounded before it is clipped)
-QUANTIZED = ("Conv", "Clip", "Relu", "Add")
+CLIPPING = ("Clip", "Relu")
+QUANTIZED = ("Conv", "Add", *CLIPPING)
 
 
 def to_int8(proto: Any, inputs: Iterable[NDArray[np.uint8]]) -> Any:
     """The same network in int8 where that pays, by onnxruntime's static quantisation.
 
     Activations have eight unsigned bits and one range, weights eight signed bits and a range per
-    channel. The last convolutions decide on scores, boxes and masks: these stay in float32, as does
-    all that follows them. The first one loses nothing: pixels have no more than 256 values.
+    channel. That holds for the first convolution, as pixels have no more than 256 values, and for the
+    last ones: kept in float32 they take more time than all int8 before them, and nothing was found to
+    be better for it (docs/results.md). What follows them stays in float32.
 
     Args:
         proto: An ``onnx.ModelProto`` of `mnv2det.deploy.convert.to_onnx`.
@@ -62,26 +64,32 @@ def to_int8(proto: Any, inputs: Iterable[NDArray[np.uint8]]) -> Any:
 
 
 def kept_exact(proto: Any) -> set[str]:
-    """Names of the nodes that are not quantised: all before the first convolution, the last ones, all behind them.
+    """Names of the nodes that are not quantised: all before the first convolution, all behind the last ones.
 
     Args:
         proto: An ``onnx.ModelProto``; its nodes are in the order of computation.
     """
     exact = set()
-    # whether a value comes out of a convolution, and whether it still goes into one
+    # values that come out of a convolution, at once or on a longer way
+    fresh: set[str] = set()
     behind: set[str] = set()
+    clips = set()
     for node in proto.graph.node:
-        if node.op_type == "Conv" or behind & set(node.input):
-            behind.update(node.output)
-        else:
+        if node.op_type == "Conv":
+            fresh.update(node.output)
+        elif not behind & set(node.input):
             exact.add(node.name)
+            continue
+        behind.update(node.output)
+        if node.op_type in CLIPPING and fresh & set(node.input):
+            clips.add(node.name)
+    # values that go into one
     ahead: set[str] = set()
     for node in reversed(proto.graph.node):
-        followed = bool(ahead & set(node.output))
-        if not followed:
-            exact.add(node.name)
-        if followed or node.op_type == "Conv":
+        if ahead & set(node.output) or node.op_type == "Conv":
             ahead.update(node.input)
+        elif node.name not in clips:
+            exact.add(node.name)
     return exact
 
 
