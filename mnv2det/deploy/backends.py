@@ -140,7 +140,8 @@ class OpenVinoBackend(Backend):
 
     def __init__(self, path: Path, *, threads: int | None, precision: Precision) -> None:
         self.precision = precision
-        self.core = need("openvino", "openvino").Core()
+        library = need("openvino", "openvino")
+        self.core, self.tensor = library.Core(), library.Tensor
         try:
             network = self.core.read_model(path)
             # where its reader of ONNX puts a file's metadata
@@ -182,7 +183,10 @@ class OpenVinoBackend(Backend):
         shortlists = self.shortlists if usual and frame is not None else []
         if frame is not None and shortlists:
             describe(frame, request.get_tensor(FRAME).data)
-        request.infer({INPUT: image}, share_inputs=True, share_outputs=True)
+        # infer() would make arrays of all outputs
+        request.set_tensor(INPUT, self.tensor(image, shared_memory=image.flags.writeable))
+        request.start_async()
+        request.wait()
         found: Outputs = {}
         for shortlist in shortlists:
             if (result := shortlist.read(request)) is not None:
