@@ -123,7 +123,6 @@ class Predictor:
         """
         return self.batch([picture])[0]
 
-    @torch.no_grad()
     def batch(self, pictures: Sequence[Picture]) -> list[dict[str, Result]]:
         """Results for several pictures, of any sizes; those of one size after fitting in one pass."""
         images = [load(picture) for picture in pictures]
@@ -153,18 +152,17 @@ class Predictor:
         """
         return self.backend.run(pixels, frames[0] if len(frames) == 1 else None)
 
-    @torch.no_grad()
     def finish(self, outputs: Outputs, frames: Sequence[Frame]) -> list[dict[str, Result]]:
         """Results of the pictures of one batch, from `run`'s outputs and `prepare`'s frames."""
         if self.backend.card.form == "complete":
             return [{task: _result(outputs, task, number) for task in self.heads} for number in range(len(frames))]
-        found: dict[str, Sequence[Result]] = {}
+        found: dict[str, Sequence[Any]] = {}
         for task, head in self.heads.items():
-            done = outputs.get(task)
-            if done is None:
+            if task in outputs:
+                found[task] = [outputs[task]]
+                continue
+            with torch.no_grad():
                 found[task] = head.decode({**_of(outputs, task), **self._fixed[task]}, frames)
-            else:
-                found[task] = [cast(Result, done)]
         return [{task: results[number] for task, results in found.items()} for number in range(len(frames))]
 
     def _larger(self, pixels: Pixels, frame: Frame) -> dict[str, Result]:

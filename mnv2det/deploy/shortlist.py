@@ -121,12 +121,13 @@ class Shortlist:
         kept = kept[: self.head.max_detections]
         places = kept[:, 2]
         best = scores[places]
-        if self.all or least <= self.head.score_threshold:
-            if best[-1] <= self.head.score_threshold:
-                places = places[: np.count_nonzero(best > self.head.score_threshold)]
+        threshold, least = self.head.score_threshold, least.item()
+        if self.all or least <= threshold:
+            if best[-1].item() <= threshold:
+                places = places[: np.count_nonzero(best > threshold)]
                 best = best[: len(places)]
         # of those equal to the least, others may have been left out
-        elif not (len(best) == self.head.max_detections and best[-1] > least):
+        elif not (len(best) == self.head.max_detections and best[-1].item() > least):
             return None
         labels = kept[: len(best), 1].astype(np.int64)
         return Detections(torch.from_numpy(boxes[places]), torch.from_numpy(best), torch.from_numpy(labels))
