@@ -247,7 +247,7 @@ class SSDLite(Head):
             found, best, labels = class_nms(
                 boxes,
                 evidence[image],
-                threshold=_evidence(self.score_threshold, self.softmax),
+                threshold=self.least_evidence,
                 iou=self.nms_iou,
                 keep=self.max_detections,
                 skip=logits.shape[-1] - self.classes,
@@ -257,6 +257,14 @@ class SSDLite(Head):
             scaled = torch.from_numpy(clip_within(found.numpy() * factor, original))
             results.append(Detections(scaled, _scores(best, self.softmax), labels))
         return results
+
+    @property
+    def least_evidence(self) -> float:
+        """`score_threshold` as a logit, or as a log-probability if scores are a softmax: candidates have more."""
+        score = self.score_threshold
+        if score <= 0:
+            return -math.inf
+        return math.log(score) if self.softmax else math.inf if score >= 1 else math.log(score / (1 - score))
 
     def class_rows(self) -> dict[str, ClassRows]:
         """See `Head`; the private row is the background's."""
@@ -300,13 +308,6 @@ def _log_softmax(logits: Tensor) -> Tensor:
 def _scores(evidence: Tensor, softmax: bool) -> Tensor:
     """Of log-probabilities or logits, likewise."""
     return torch.from_numpy(np.exp(evidence.numpy())) if softmax else evidence.sigmoid()
-
-
-def _evidence(score: float, softmax: bool) -> float:
-    """The log-probability or logit of a score."""
-    if score <= 0:
-        return -math.inf
-    return math.log(score) if softmax else math.inf if score >= 1 else math.log(score / (1 - score))
 
 
 def pad_targets(targets: Sequence[Target], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:

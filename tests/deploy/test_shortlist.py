@@ -1,4 +1,4 @@
-"""What OpenVINO's graph finds among a detector's best candidates is what `SSDLite.decode` finds among all."""
+"""What OpenVINO's graph finds among a detector's best anchors is what `SSDLite.decode` finds among all."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def assert_alike(found: Detections | None, wanted: Detections) -> None:
         (3.0, {"score_threshold": 0.3}),  # candidates are few
         (3.0, {"score_threshold": 0.3, "nms_iou": 0.2, "max_detections": 100}),
         (2.0, {"score_threshold": 0.0, "classes": 80}),
-        (2.0, {"score_threshold": 0.0, "classes": 1}),  # fewer candidates than a shortlist takes
+        (2.0, {"score_threshold": 0.0, "classes": 1}),  # hardly more candidates than a shortlist takes anchors
         (2.0, {"score_threshold": 1.0}),  # none
     ],
 )
