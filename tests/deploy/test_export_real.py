@@ -9,26 +9,29 @@ import pytest
 
 from mnv2det.data.images import list_images, read_image
 from mnv2det.deploy.compare import compare
-from mnv2det.deploy.convert import Card, write
+from mnv2det.deploy.convert import Card, Form, write
 from mnv2det.deploy.predictor import Predictor
 from mnv2det.engine.import_weights import import_weights
 from mnv2det.models.model import from_file
 
 
-def export(source: Path, path: Path) -> None:
+def export(source: Path, path: Path, form: Form = "complete") -> None:
     model, header = from_file(str(source))
-    write(model, Card(header, "complete"), path)
+    write(model, Card(header, form), path)
 
 
 @pytest.mark.shared
-def test_a_complete_detector_finds_the_same_in_fifty_photographs(shared: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("form", "backend"), [("complete", "onnxruntime"), ("raw", "onnxruntime"), ("raw", "openvino")]
+)
+def test_a_detector_finds_the_same_in_fifty_photographs(shared: Path, tmp_path: Path, form: Form, backend: str):
     source = tmp_path / "voc.safetensors"
     weights = shared / "weights" / "ssdlite_mnv2_voc_ncnn_int8" / "mobilenetv2_ssdlite_voc.param"
     import_weights(str(weights), str(source))
-    export(source, tmp_path / "voc.onnx")
+    export(source, tmp_path / "voc.onnx", form)
     pictures = [read_image(path) for path in list_images(shared / "voc100")[:50]]
     assert len({picture.shape for picture in pictures}) > 5
-    found = compare(Predictor(source), Predictor(tmp_path / "voc.onnx", backend="onnxruntime"), pictures)
+    found = compare(Predictor(source), Predictor(tmp_path / "voc.onnx", backend=backend), pictures)
     assert found.pictures == 50
     assert found.detections > 2 * 50 * 10
     assert found.above(1e-3) == [], found
