@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing.context
+import multiprocessing.popen_fork
 import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -206,9 +208,26 @@ def _loader(
         # its own, so that making a loader draws nothing from the run's
         generator=torch.Generator(),
         # forked workers share the annotation arrays
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        multiprocessing_context=_Forked() if workers and sys.platform == "linux" else None,
         prefetch_factor=2 if workers else None,
     )
+
+
+if sys.platform != "win32":
+
+    class _Popen(multiprocessing.popen_fork.Popen):
+        """A worker, which ignores requests to stop: its parent has to insist, or would wait for it for ever."""
+
+        def terminate(self) -> None:
+            self.kill()
+
+    class _Process(multiprocessing.context.ForkProcess):
+        @staticmethod
+        def _Popen(process_obj: Any) -> _Popen:  # noqa: N802 - multiprocessing's name
+            return _Popen(process_obj)
+
+    class _Forked(multiprocessing.context.ForkContext):
+        Process = _Process
 
 
 def _quiet_worker(_: int) -> None:

@@ -1,4 +1,4 @@
-"""Detections of one picture, made inside OpenVINO's graph from the best candidates."""
+"""Detections of one picture, found at the best anchors inside OpenVINO's graph."""
 
 from __future__ import annotations
 

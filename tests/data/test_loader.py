@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -258,3 +260,29 @@ def test_workers_use_one_thread_each(tmp_path: Path):
     found = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert set(found.values()) == {"1"}
     assert str(os.getpid()) not in found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks workers on Linux only")
+def test_a_worker_ignores_a_request_to_stop_but_not_its_parents_end(root: Path):
+    # as where a signal strikes while a loader is being made: a worker runs, and nobody will tell it to go
+    code = """
+import multiprocessing, os, signal, time
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+from mnv2det.config import BadData
+from mnv2det.data.loader import eval_loader
+from mnv2det.data.shapes import Shapes
+from mnv2det.structures import Preprocess
+
+data = Shapes(count=9, size=(32, 32))
+batches = iter(eval_loader(data, Preprocess((32, 32)), batch_size=1, workers=1, bad_data=BadData.stop))
+next(batches)
+(worker,) = multiprocessing.active_children()
+os.kill(worker.pid, signal.SIGTERM)
+time.sleep(0.3)
+assert worker.is_alive()
+_MultiProcessingDataLoaderIter._shutdown_workers = lambda self: None
+print(worker.pid)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=True)
+    assert not Path(f"/proc/{int(done.stdout)}").exists()
