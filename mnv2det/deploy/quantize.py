@@ -24,8 +24,8 @@ def to_int8(proto: Any, inputs: Iterable[NDArray[np.uint8]]) -> Any:
 
     Activations have eight unsigned bits and one range, weights eight signed bits and a range per
     channel. That holds for the first convolution, as pixels have no more than 256 values, and for the
-    last ones: kept in float32 they take more time than all int8 before them, and nothing was found to
-    be better for it (docs/results.md). What follows them stays in float32.
+    last ones: in float32 they would be a fifth of the time and nearly half of the file, for no better
+    results (docs/results.md). What follows them stays in float32.
 
     Args:
         proto: An ``onnx.ModelProto`` of `mnv2det.deploy.convert.to_onnx`.
