@@ -125,6 +125,8 @@ def bench(
         if not rows:
             raise ConfigError("nothing to time: none of these backends has one of these precisions here")
         children = [opened.enter_context(_child(row, threads, heads, memory_budget)) for row in rows]
+        for child in children:
+            _ask(child, "load")  # so that none of them is timed while another still loads
         turns = [(row, child) for _ in range(rounds) for row, child in zip(rows, children, strict=True)]
         for number, (row, child) in enumerate(tqdm(turns, desc="timing", leave=False, disable=not sys.stderr.isatty())):
             found, row.memory = _ask(child, "time", encoded, repeats, WARM_UP if number < len(rows) else 2)
@@ -232,11 +234,11 @@ def _serve(pipe: Connection, row: Row, threads: int | None, heads: Any, memory_b
         cv2.setNumThreads(threads or cores())
         while True:
             question, *given = pipe.recv()
-            answer = (
-                (time_parts(predictor, *given), max(0, _peak() - before))
-                if question == "time"
-                else _measure(predictor, given[0])
-            )
+            answer: Any = None
+            if question == "time":
+                answer = time_parts(predictor, *given), max(0, _peak() - before)
+            elif question == "measure":
+                answer = _measure(predictor, given[0])
             pipe.send(("done", answer))
     except (EOFError, KeyboardInterrupt):
         return

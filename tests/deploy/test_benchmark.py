@@ -10,6 +10,7 @@ import pytest
 from small_models import picture, weights
 
 from mnv2det.cli import main
+from mnv2det.deploy import benchmark
 from mnv2det.deploy.benchmark import PARTS, Row, bench, time_parts
 from mnv2det.deploy.predictor import Predictor
 from mnv2det.errors import ConfigError, DataError, WeightsError
@@ -36,6 +37,14 @@ def test_medians_are_of_whole_predictions():
     assert found["p90_ms"] == pytest.approx(8 + 0.8 * 4)
     assert found["network_ms"] == pytest.approx(2)
     assert found["predictions"] == 3
+
+
+def test_nothing_is_timed_while_another_row_loads(source: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    ask = benchmark._ask
+    monkeypatch.setattr(benchmark, "_ask", lambda child, *question: asked.append(question[0]) or ask(child, *question))
+    bench(str(source), precisions=["fp32"], backends=["torch", "onnxruntime"], rounds=1, repeats=1, threads=1)
+    assert asked == ["load", "load", "time", "time"]
 
 
 def test_a_table_of_backends_and_precisions(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
