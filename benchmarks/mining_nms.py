@@ -20,10 +20,10 @@ from mnv2det.config import load_config
 from mnv2det.data.loader import eval_loader
 from mnv2det.engine.build import build_dataset
 from mnv2det.models.model import from_file, weights_of
-from mnv2det.models.ssdlite import SSDLite, pad_targets
+from mnv2det.models.ssdlite import SSDLite
 from mnv2det.ops.boxes import decode
 from mnv2det.ops.losses import anchor_class_loss, hardest
-from mnv2det.ops.matcher import NEGATIVE, match
+from mnv2det.ops.matcher import NEGATIVE, match, pad_targets
 
 
 @torch.no_grad()

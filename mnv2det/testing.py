@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,7 +35,7 @@ def assert_backbone(backbone: Backbone) -> None:
 
 
 def assert_head(kind: type[Head], backbone: Backbone, *, classes: int = 3) -> None:
-    """Raw tensors alike in train and eval mode, finite losses with gradients, results in range."""
+    """Raw tensors alike in train and eval mode, finite losses with gradients, results in range, the same if folded."""
     head = kind(backbone.features, classes=classes)
     features = backbone.eval()(torch.rand(2, 3, 64, 96), head.taps)
     shapes = [{key: tuple(value.shape) for key, value in head.train(mode)(features).items()} for mode in (True, False)]
@@ -64,6 +65,11 @@ def assert_head(kind: type[Head], backbone: Backbone, *, classes: int = 3) -> No
     assert len(results) == 2
     for result, (height, width) in zip(results, [(480, 640), (30, 20)], strict=True):
         _assert_result(result, height, width, classes)
+    with torch.no_grad():
+        folded = copy.deepcopy(head)
+        folded.fold()
+        after = folded.decode({**folded.infer(features), **folded.fixed((64, 96))}, frames)
+    torch.testing.assert_close([vars(r) for r in after], [vars(r) for r in results], msg="fold() changes results")
 
 
 def assert_dataset(dataset: Dataset, *, most: int = 20) -> None:

@@ -239,7 +239,8 @@ def _quiet_worker(_: int) -> None:
 
     os.setpgrp()
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
+        # by SIGTERM elsewhere than on Linux (`_Popen`) a parent ends its workers
+        if hasattr(signal, name) and (name != "SIGTERM" or sys.platform == "linux"):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -42,12 +42,14 @@ class Backend(ABC):
         card: What it computes.
         precision: Of what is not int8.
         any_size: Whether the raw form also takes inputs of other sizes than the model's.
+        singly: Whether pictures take less time one by one than in a batch.
     """
 
     name: str
     card: Card
     precision: Precision = "fp32"
     any_size = False
+    singly = False
 
     def ready(self, heads: Mapping[str, Head]) -> None:
         """Told once, before it runs, what comes after the network, by task: a backend may take over some of it."""
@@ -137,6 +139,7 @@ class OpenVinoBackend(Backend):
     """
 
     name = "openvino"
+    singly = True
 
     def __init__(self, path: Path, *, threads: int | None, precision: Precision) -> None:
         self.precision = precision

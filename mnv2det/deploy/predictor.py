@@ -124,7 +124,9 @@ class Predictor:
         return self.batch([picture])[0]
 
     def batch(self, pictures: Sequence[Picture]) -> list[dict[str, Result]]:
-        """Results for several pictures, of any sizes; those of one size after fitting in one pass."""
+        """Results for several pictures, of any sizes; those of one size after fitting in one pass if that is faster."""
+        if self.backend.singly and len(pictures) > 1:
+            return [self(picture) for picture in pictures]
         images = [load(picture) for picture in pictures]
         fitted = [self.prepare(image) for image in images]
         results: list[dict[str, Result]] = [{} for _ in images]

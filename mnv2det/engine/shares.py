@@ -18,8 +18,8 @@ from mnv2det.models.classifier import Classifier
 from mnv2det.models.deeplab import MobileDeepLab
 from mnv2det.models.head import Head
 from mnv2det.models.model import Model
-from mnv2det.models.ssdlite import SSDLite, pad_targets
-from mnv2det.ops.matcher import match
+from mnv2det.models.ssdlite import SSDLite
+from mnv2det.ops.matcher import match, pad_targets
 from mnv2det.structures import IGNORE, Batch, Target
 
 

@@ -18,7 +18,7 @@ from mnv2det.models.layers import Conv, ConvNorm, Padding, init_weights
 from mnv2det.ops.anchors import level_shapes, make_anchors
 from mnv2det.ops.boxes import clip_within, decode_within, encode
 from mnv2det.ops.losses import anchor_class_loss, hardest
-from mnv2det.ops.matcher import NEGATIVE, match
+from mnv2det.ops.matcher import NEGATIVE, match, pad_targets
 from mnv2det.ops.nms import class_nms
 from mnv2det.registry import HEADS
 from mnv2det.structures import Detections, FeatureInfo, Frame, Target
@@ -308,26 +308,6 @@ def _log_softmax(logits: Tensor) -> Tensor:
 def _scores(evidence: Tensor, softmax: bool) -> Tensor:
     """Of log-probabilities or logits, likewise."""
     return torch.from_numpy(np.exp(evidence.numpy())) if softmax else evidence.sigmoid()
-
-
-def pad_targets(targets: Sequence[Target], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Puts targets of different lengths into one tensor each.
-
-    Returns:
-        boxes (B, M, 4), labels (B, M), ignore (B, M) and valid (B, M), M the largest count.
-    """
-    counts = torch.tensor([len(target["boxes"]) for target in targets])
-    most = int(counts.max())
-    valid = torch.arange(most) < counts[:, None]
-    boxes = torch.zeros(len(targets), most, 4)
-    labels = torch.zeros(len(targets), most, dtype=torch.int64)
-    ignore = torch.zeros(len(targets), most, dtype=torch.bool)
-    boxes[valid] = torch.cat([target["boxes"].cpu() for target in targets])
-    labels[valid] = torch.cat([target["labels"].cpu() for target in targets])
-    ignore[valid] = torch.cat(
-        [target.get("ignore", torch.zeros(len(target["boxes"]), dtype=torch.bool)).cpu() for target in targets]
-    )
-    return boxes.to(device), labels.to(device), ignore.to(device), valid.to(device)
 
 
 def _check(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from mnv2det.ops.boxes import area, intersection
+from mnv2det.structures import Target
 
 NEGATIVE, IGNORED = -1, -2
 
@@ -51,3 +54,23 @@ def match(
     number = torch.where(usable & (reach > 0), number, count)
     forced = torch.full_like(matched, count).scatter_reduce(1, favourite, number, "amin")
     return torch.where(forced < count, forced, matched)
+
+
+def pad_targets(targets: Sequence[Target], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Puts targets of different lengths into one tensor each.
+
+    Returns:
+        boxes (B, M, 4), labels (B, M), ignore (B, M) and valid (B, M), M the largest count.
+    """
+    counts = torch.tensor([len(target["boxes"]) for target in targets])
+    most = int(counts.max())
+    valid = torch.arange(most) < counts[:, None]
+    boxes = torch.zeros(len(targets), most, 4)
+    labels = torch.zeros(len(targets), most, dtype=torch.int64)
+    ignore = torch.zeros(len(targets), most, dtype=torch.bool)
+    boxes[valid] = torch.cat([target["boxes"].cpu() for target in targets])
+    labels[valid] = torch.cat([target["labels"].cpu() for target in targets])
+    ignore[valid] = torch.cat(
+        [target.get("ignore", torch.zeros(len(target["boxes"]), dtype=torch.bool)).cpu() for target in targets]
+    )
+    return boxes.to(device), labels.to(device), ignore.to(device), valid.to(device)

@@ -7,9 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import mnv2det.models  # noqa: F401 - registers
 from mnv2det.errors import ConfigError
 from mnv2det.models.model import Model, assemble
-from mnv2det.models.ssdlite import SSDLite, pad_targets
+from mnv2det.models.ssdlite import SSDLite
 from mnv2det.ops.boxes import encode
-from mnv2det.ops.matcher import match
+from mnv2det.ops.matcher import match, pad_targets
 from mnv2det.structures import FeatureInfo, Frame, Preprocess, Target
 
 FEATURES = {"a": FeatureInfo(16, 16), "b": FeatureInfo(24, 32)}
@@ -68,6 +68,19 @@ def test_any_input_size(size: tuple[int, int]):
     assert 0 < len(found.boxes) <= 100
     assert (found.boxes >= 0).all()
     assert (found.boxes <= torch.tensor([640.0, 480, 640, 480])).all()
+
+
+@pytest.mark.parametrize("lite", [True, False])
+@pytest.mark.parametrize(("score", "private"), [("sigmoid", 0), ("softmax", 1)])
+def test_a_folded_head_has_no_background_that_nobody_reads(score: str, private: int, lite: bool):
+    head, features = small_head(score=score, lite=lite, prior=None).eval(), small_features()
+    before = head.infer(features)
+    head.fold()
+    head.fold()
+    after = head.infer(features)
+    assert after["logits"].shape[-1] == 3 + private
+    assert_close(after["logits"], before["logits"][..., 1 - private :])
+    assert_close(after["codes"], before["codes"])
 
 
 @pytest.mark.parametrize("score", ["sigmoid", "softmax"])
