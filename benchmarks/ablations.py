@@ -29,8 +29,8 @@ import torch
 import mnv2det.models  # noqa: F401 - registers
 from mnv2det.config import Config, load_config
 from mnv2det.errors import Mnv2detError
+from mnv2det.models.build import assemble
 from mnv2det.models.counting import multiply_adds, parameters
-from mnv2det.models.model import assemble
 from mnv2det.structures import Preprocess
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -2,7 +2,7 @@
 """COCO evaluation time: `CocoAP` with either library against pycocotools used directly.
 
 Synthetic data from a fixed seed; prints a table of seconds, the ratio to pycocotools and the
-largest difference among the 12 figures.
+largest difference among the 12 metrics.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def make_images(count: int, *, detections: int, classes: int, seed: int) -> list
 
 
 def ours(images: list[Image], classes: int, backend: Backend) -> list[float]:
-    """The 12 figures by way of the evaluator."""
+    """The 12 metrics by way of the evaluator."""
     evaluator = CocoAP(classes=[str(k) for k in range(classes)], backend=backend)
     for image_id, (target, result) in enumerate(images):
         evaluator.update(image_id, result, target)
@@ -60,7 +60,7 @@ def ours(images: list[Image], classes: int, backend: Backend) -> list[float]:
 
 
 def direct(images: list[Image], classes: int) -> list[float]:
-    """The 12 figures from pycocotools as its own examples use it."""
+    """The 12 metrics from pycocotools as its own examples use it."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -113,11 +113,11 @@ def main() -> None:
     base: tuple[float, list[float]] | None = None
     for name, run in runs.items():
         start = time.perf_counter()
-        figures = run()
+        metrics = run()
         seconds = time.perf_counter() - start
-        base = base or (seconds, figures)
-        difference = float(np.abs(np.subtract(figures, base[1])).max())
-        print(f"{name:26}{seconds:9.2f}{base[0] / seconds:14.1f}{figures[0]:8.4f}{difference:16.1e}")
+        base = base or (seconds, metrics)
+        difference = float(np.abs(np.subtract(metrics, base[1])).max())
+        print(f"{name:26}{seconds:9.2f}{base[0] / seconds:14.1f}{metrics[0]:8.4f}{difference:16.1e}")
 
 
 if __name__ == "__main__":

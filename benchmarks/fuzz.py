@@ -54,7 +54,7 @@ class Hang(BaseException):
 def coco(folder: Path) -> tuple[list[bytes], Callable[[bytes], Any]]:
     """A json of boxes, polygons and run lengths, read with masks."""
     from mnv2det.config import BadData
-    from mnv2det.data.coco import COCO
+    from mnv2det.data.formats.coco import COCO
 
     images = [{"id": n, "file_name": f"{n}.jpg", "width": 64, "height": 48} for n in range(3)]
     rows = [
@@ -82,7 +82,7 @@ def coco(folder: Path) -> tuple[list[bytes], Callable[[bytes], Any]]:
 def voc(folder: Path) -> tuple[list[bytes], Callable[[bytes], Any]]:
     """An annotation of three objects, read from a VOCdevkit."""
     from mnv2det.config import BadData
-    from mnv2det.data.voc import VOC
+    from mnv2det.data.formats.voc import VOC
 
     home = folder / "VOCdevkit" / "X"
     for part in ("Annotations", "ImageSets/Main", "JPEGImages"):
@@ -124,8 +124,8 @@ def config(folder: Path) -> tuple[list[bytes], Callable[[bytes], Any]]:
 
 def safetensors(folder: Path) -> tuple[list[bytes], Callable[[bytes], Any]]:
     """A weight file of a classifier; the few whose header is still whole are also made a model."""
-    from mnv2det.models.model import assemble, from_file
-    from mnv2det.models.weights.files import read_weights, save_weights
+    from mnv2det.models.build import assemble, from_file
+    from mnv2det.models.weight_file import read_weights, save_weights
     from mnv2det.structures import Preprocess
 
     model = assemble(
@@ -153,9 +153,9 @@ def tflite(folder: Path) -> tuple[list[bytes], Callable[[bytes], Any]]:
     """A classifier; the few that are still a graph are also followed through."""
     from tflite_writer import write_classifier
 
-    from mnv2det.models.model import assemble
-    from mnv2det.models.weights.imagenet import convert_tflite
-    from mnv2det.models.weights.tflite import read_tflite
+    from mnv2det.convert.tflite.classifier import convert_tflite
+    from mnv2det.convert.tflite.reader import read_tflite
+    from mnv2det.models.build import assemble
     from mnv2det.structures import Preprocess
 
     model = assemble(
@@ -181,8 +181,8 @@ def ncnn(folder: Path) -> tuple[list[bytes], Callable[[bytes], Any]]:
     """The layers of a detector, its weights beside them; the few that are still a graph are also followed through."""
     from ncnn_writer import random_detector, write_detector
 
-    from mnv2det.models.weights.ncnn import read_ncnn
-    from mnv2det.models.weights.ssdlite_ncnn import convert_ncnn
+    from mnv2det.convert.ncnn.reader import read_ncnn
+    from mnv2det.convert.ncnn.ssdlite import convert_ncnn
 
     path = write_detector(random_detector(), folder / "m.param")
     seeds, number = [path.read_bytes()], 0

@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mnv2det.models  # noqa: F401 - registers
-from mnv2det.models.model import Model, assemble
+from mnv2det.models.build import assemble
+from mnv2det.models.model import Model
 from mnv2det.structures import Preprocess
 
 CLASSES = {"det": [str(n) for n in range(80)], "seg": [str(n) for n in range(21)]}

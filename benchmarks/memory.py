@@ -28,11 +28,12 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mnv2det.models  # noqa: F401 - registers
-from mnv2det.deploy.convert import Card, write
-from mnv2det.deploy.graph import fold
-from mnv2det.deploy.memory import Thrifty, cache_size, memory_efficient
-from mnv2det.deploy.memory_meter import peak_memory
-from mnv2det.models.model import Model, assemble
+from mnv2det.export.graph import fold
+from mnv2det.export.program import ExportMetadata, write
+from mnv2det.models.build import assemble
+from mnv2det.models.model import Model
+from mnv2det.runtime.strips.backbone import StripBackbone, cache_size, memory_efficient
+from mnv2det.runtime.strips.meter import peak_memory
 from mnv2det.structures import Preprocess
 
 NETWORKS: dict[str, tuple[str, str, int, int, int]] = {
@@ -95,10 +96,10 @@ def onnx_run(network: str, splits: int, threads: int) -> Callable[[], object]:
     import onnxruntime
 
     model, _ = build(network)
-    card = Card(model.header(), "raw")
+    metadata = ExportMetadata(model.header(), "raw")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.onnx"
-        write(model, card, path, splits=None if splits == 1 else splits)
+        write(model, metadata, path, splits=None if splits == 1 else splits)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.enable_cpu_mem_arena, options.enable_mem_pattern = threads, False, False
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -149,7 +150,7 @@ def measure(network: str, rounds: int, show_resident: bool, clock: Callable[[], 
         row: dict[str, Any] = {"network": network, "way": name}
         row["peak_mb"] = peak_memory(lambda run=model, x=image: run(x)) / 1e6
         row["backbone_mb"] = peak_memory(lambda run=model, x=image: run.backbone(x, run.taps)) / 1e6
-        if isinstance(model.backbone, Thrifty):
+        if isinstance(model.backbone, StripBackbone):
             plan = model.backbone.plan((image.shape[2], image.shape[3]), model.taps)
             row |= {"planned_mb": plan.peak / 1e6, "over_mb": max(plan.over.values(), default=0) / 1e6}
         if show_resident:

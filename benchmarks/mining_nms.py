@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mnv2det.config import load_config
 from mnv2det.data.loader import eval_loader
 from mnv2det.engine.build import build_dataset
-from mnv2det.models.model import from_file, weights_of
+from mnv2det.models.build import from_file, weights_of
 from mnv2det.models.ssdlite import SSDLite
 from mnv2det.ops.boxes import decode
 from mnv2det.ops.losses import anchor_class_loss, hardest
@@ -28,7 +28,7 @@ from mnv2det.ops.matcher import NEGATIVE, match, pad_targets
 
 @torch.no_grad()
 def main() -> None:
-    """Prints both figures."""
+    """Prints both metrics."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", help="a run folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of its config")

@@ -31,12 +31,13 @@ from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.ssd import SSD
 
 from mnv2det import Predictor
+from mnv2det.commands.export import CALIBRATION, write_int8
 from mnv2det.data.images import list_images, read_image
 from mnv2det.data.transforms import fit
-from mnv2det.deploy.backends import has_bf16
-from mnv2det.deploy.convert import Card, to_onnx, write
-from mnv2det.deploy.export import CALIBRATION, spread, write_int8
-from mnv2det.models.model import from_file, weights_of
+from mnv2det.export.program import ExportMetadata, to_onnx, write
+from mnv2det.io import evenly_spread
+from mnv2det.models.build import from_file, weights_of
+from mnv2det.runtime.backends import has_bf16
 
 Run = Callable[[np.ndarray], int]
 
@@ -85,7 +86,7 @@ class Anchors(nn.Module):
 
     def __init__(self, head, size) -> None:
         super().__init__()
-        self.register_buffer("boxes", head.fixed(size)["anchors"])
+        self.register_buffer("boxes", head.constants(size)["anchors"])
 
     def forward(self, images, levels):
         """The same for each picture."""
@@ -158,7 +159,7 @@ def by_hand(path: Path, header, head, threshold: float, iou: float, threads: int
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    anchors = head.fixed(header.preprocess.input_size)["anchors"].numpy()
+    anchors = head.constants(header.preprocess.input_size)["anchors"].numpy()
     sizes = anchors[:, 2:] - anchors[:, :2]
     centres = anchors[:, :2] + sizes / 2
 
@@ -214,10 +215,12 @@ def main() -> None:
         if len(model.heads) != 1:
             sys.exit("this benchmark takes a model with a detector alone")
         paths = {"fp32": Path(folder) / "m.onnx", "int8": Path(folder) / "m8.onnx"}
-        write(model, Card(header, "raw"), paths["fp32"])
+        write(model, ExportMetadata(header, "raw"), paths["fp32"])
         if given.calibrate:
-            calibration = [read_image(file) for file in spread(list_images(given.calibrate), CALIBRATION)]
-            write_int8(to_onnx(model, Card(header, "raw")), Card(header, "raw"), paths["int8"], calibration)
+            calibration = [read_image(file) for file in evenly_spread(list_images(given.calibrate), CALIBRATION)]
+            write_int8(
+                to_onnx(model, ExportMetadata(header, "raw")), ExportMetadata(header, "raw"), paths["int8"], calibration
+            )
         report = [measure(given, weights, paths, pictures, threshold) for threshold in given.thresholds]
     if given.json:
         Path(given.json).write_text(json.dumps(report, indent=2))

@@ -29,7 +29,7 @@ from mnv2det.engine.optim import build_optimizer
 from mnv2det.evaluation.miou import MeanIoU
 from mnv2det.models.layers import Conv, ConvNorm, Padding
 from mnv2det.models.mobilenet_v2 import MobileNetV2
-from mnv2det.models.weights.files import read_weights
+from mnv2det.models.weight_file import read_weights
 from mnv2det.structures import IGNORE, Segmentation
 
 

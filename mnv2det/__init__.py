@@ -13,15 +13,15 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 if TYPE_CHECKING:
     from mnv2det.config import load_config
-    from mnv2det.deploy.predictor import Predictor
     from mnv2det.engine.build import build_model
+    from mnv2det.runtime.predictor import Predictor
 
 __all__ = ["Predictor", "__version__", "build_model", "load_config"]
 
 _HOMES = {
     "load_config": "mnv2det.config",
     "build_model": "mnv2det.engine.build",
-    "Predictor": "mnv2det.deploy.predictor",
+    "Predictor": "mnv2det.runtime.predictor",
 }
 
 

@@ -152,3 +152,9 @@ class Preprocess:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     fit: Fit = "stretch"
+
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """The RGB colour, 0 ... 255, that is nearest to zero once normalised; it fills what shows no picture."""
+        red, green, blue = (round(value * 255) for value in self.mean)
+        return red, green, blue

@@ -48,7 +48,7 @@ def assert_head(kind: type[Head], backbone: Backbone, *, classes: int = 3) -> No
         "label": torch.tensor(classes - 1),
     }
     assert set(head.needs) <= annotated.keys()
-    assert head.class_key in ("labels", "mask", "label")
+    assert head.target_key in ("labels", "mask", "label")
     cases: list[list[Any]] = [[annotated, annotated], [annotated, {}], [{}, {}]]
     for targets in cases:
         losses = head.train().loss(head(features), targets)
@@ -68,7 +68,7 @@ def assert_head(kind: type[Head], backbone: Backbone, *, classes: int = 3) -> No
     with torch.no_grad():
         folded = copy.deepcopy(head)
         folded.fold()
-        after = folded.decode({**folded.infer(features), **folded.fixed((64, 96))}, frames)
+        after = folded.decode({**folded.forward_export(features), **folded.constants((64, 96))}, frames)
     torch.testing.assert_close([vars(r) for r in after], [vars(r) for r in results], msg="fold() changes results")
 
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mnv2det.data.check.findings import KINDS, Finding
+from mnv2det.check.findings import KINDS, Finding
 
 
 def picture(seed: int, size: tuple[int, int] = (40, 60)) -> np.ndarray:
@@ -110,7 +110,7 @@ class Voc:
         return self.root
 
 
-# figures over the whole of a data set, which a few boxes more may change
+# metrics over the whole of a data set, which a few boxes more may change
 STATISTICS = frozenset({"class_rare", "class_imbalance", "anchor_gap", "class_unmeasured", "class_untrained"})
 
 
@@ -122,7 +122,7 @@ def kinds(findings: list[Finding], *severities: str) -> list[str]:
 
 def found(root: Path, *severities: str, **options: Any) -> list[str]:
     """`kinds` of what a check of a folder finds."""
-    from mnv2det.engine.check_data import check_data
+    from mnv2det.check.run import check_data
 
     return kinds(check_data(root, workers=1, **options).findings, *severities)
 

@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from mnv2det.convert.ncnn.ssdlite import convert_ncnn
+from mnv2det.models.build import assemble
 from mnv2det.models.layers import ConvNorm, InvertedResidual
 from mnv2det.models.mobilenet_v2 import MobileNetV2
-from mnv2det.models.model import Model, assemble
+from mnv2det.models.model import Model
 from mnv2det.models.ssdlite import SSDLite
-from mnv2det.models.weights.ssdlite_ncnn import convert_ncnn
 from mnv2det.structures import Preprocess
 
 Storage = Literal["float32", "float16", "int8"]

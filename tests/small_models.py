@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 import mnv2det.models  # noqa: F401 - registers
-from mnv2det.models.model import assemble
-from mnv2det.models.weights.files import save_weights
+from mnv2det.models.build import assemble
+from mnv2det.models.weight_file import save_weights
 from mnv2det.structures import Fit, Preprocess
 
 HEADS: dict[str, dict[str, Any]] = {

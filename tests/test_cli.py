@@ -93,14 +93,14 @@ def test_help_and_config_load_no_torch(root: Path):
 def test_train_writes_its_summary(run: Path):
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 4
-    assert "det/AP" in summary["figures"]
+    assert "det/AP" in summary["metrics"]
 
 
 def test_eval_of_a_run_repeats_the_figures_of_training(run: Path, tmp_path: Path):
     assert main(["eval", str(run), "--json", str(tmp_path / "f.json")]) == 0
-    figures = json.loads((tmp_path / "f.json").read_text())["figures"]
-    trained = json.loads((run / "summary.json").read_text())["figures"]
-    assert figures == pytest.approx(trained, abs=1e-6)
+    metrics = json.loads((tmp_path / "f.json").read_text())["metrics"]
+    trained = json.loads((run / "summary.json").read_text())["metrics"]
+    assert metrics == pytest.approx(trained, abs=1e-6)
 
 
 def test_eval_of_a_config_with_whole_weights(run: Path, capsys):
@@ -229,7 +229,7 @@ def test_eval_of_files(tmp_path: Path, capsys):
     assert main(["eval", *files]) == 0
     assert "AP                                 1.0000" in capsys.readouterr().out
     assert main(["eval", *files, "--protocol", "voc07", "--iou", "0.5", "--json", str(tmp_path / "o.json")]) == 0
-    assert json.loads((tmp_path / "o.json").read_text())["figures"]["AP50"] == 1.0
+    assert json.loads((tmp_path / "o.json").read_text())["metrics"]["AP50"] == 1.0
 
 
 def test_predict_never_overwrites_what_it_reads(run: Path, tmp_path: Path, capsys):

@@ -17,7 +17,7 @@ from mnv2det.data.loader import Loaded, collate
 from mnv2det.data.shapes import Shapes
 from mnv2det.engine.build import build_augmentation, build_evaluators, check
 from mnv2det.engine.optim import build_optimizer
-from mnv2det.models.model import from_config
+from mnv2det.models.build import from_config
 from mnv2det.registry import AUGMENTATIONS, BACKBONES, DATASETS, EVALUATORS, HEADS, OPTIMIZERS, SCHEDULES
 from mnv2det.structures import Frame, Preprocess, Scores, Segmentation
 
@@ -117,7 +117,7 @@ def test_config_builds_and_runs_a_step(path: Path):
     # a config may hold something for each of its own classes
     own = Shapes(count=1, size=(64, 64)).classes["mask"] if config.data.train.name == "shapes" else CLASSES["mask"]
     known = {**CLASSES, "mask": config.data.train.args.get("mask_names", own)}
-    classes = {task: known[HEADS.get(part.head.name).class_key] for task, part in config.tasks.items()}
+    classes = {task: known[HEADS.get(part.head.name).target_key] for task, part in config.tasks.items()}
     model, _ = from_config(config.model, config.tasks, classes)
     optimizer, _ = build_optimizer(model, config.optim, 10)
     transform = build_augmentation(config, model)
@@ -153,4 +153,4 @@ def test_every_head_names_its_class_rows():
         assert rows, name
         for parameter, part in rows.items():
             assert parameters[parameter].shape[0] == part.groups * (part.private + 7), parameter
-        assert set(head.structure) <= set(HEADS.complete(name, {}))
+        assert set(head.architecture_args) <= set(HEADS.complete(name, {}))

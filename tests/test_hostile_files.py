@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from mnv2det.config import BadData
-from mnv2det.data.coco import COCO
+from mnv2det.data.formats.coco import COCO
+from mnv2det.data.formats.voc import VOC
 from mnv2det.data.images import read_image
-from mnv2det.data.voc import VOC
 from mnv2det.engine.checkpoint import load_checkpoint
 from mnv2det.errors import DataError, Mnv2detError, WeightsError
-from mnv2det.models.weights.files import read_weights
+from mnv2det.models.weight_file import read_weights
 
 
 class Bomb:

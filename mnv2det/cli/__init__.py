@@ -14,7 +14,7 @@ EXAMPLES = """examples:
   mnv2det train configs/ssdlite_shapes.yaml
   mnv2det train configs/ssdlite_bccd.yaml data.root=/data train.steps=500 --out runs/cells
   mnv2det train --resume runs/cells
-  mnv2det eval runs/cells --json figures.json
+  mnv2det eval runs/cells --json metrics.json
   mnv2det predict runs/cells photo.jpg folder/
 
 exit codes: 0 done, 1 failed, 2 your mistake (one line says which), 130 interrupted and saved"""

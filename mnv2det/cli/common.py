@@ -6,6 +6,8 @@ import argparse
 import os
 from typing import Any
 
+from mnv2det.io import write_json
+
 
 def new_verb(verbs: Any, name: str, run: Any, about: str) -> argparse.ArgumentParser:
     """A verb's own parser; ``about`` is its line in the list of verbs."""
@@ -26,7 +28,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """``--json``."""
-    parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--json", metavar="FILE", help="also write the metrics to this file")
 
 
 def speaks() -> bool:
@@ -34,16 +36,14 @@ def speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def print_figures(figures: dict[str, float]) -> None:
-    """Main figures one to a line, then those per class."""
-    depth = max((name.count("/") for name in figures), default=0)
-    for name, value in sorted(figures.items(), key=lambda item: item[0].count("/") == depth > 1):
+def print_metrics(metrics: dict[str, float]) -> None:
+    """Main metrics one to a line, then those per class."""
+    depth = max((name.count("/") for name in metrics), default=0)
+    for name, value in sorted(metrics.items(), key=lambda item: item[0].count("/") == depth > 1):
         print(f"{name:<32} {'-' if value == -1 else f'{value:.4f}':>8}")
 
 
 def write_json_file(given: argparse.Namespace, data: dict[str, Any]) -> None:
     """Writes ``--json``, if it was given."""
     if given.json:
-        from mnv2det.engine.evaluate import write_json
-
         write_json(given.json, data)

@@ -12,9 +12,9 @@ from mnv2det.cli.common import add_json, new_verb, write_json_file
 from mnv2det.errors import ConfigError, near
 
 if TYPE_CHECKING:
-    from mnv2det.data.check.findings import Finding
-    from mnv2det.engine.anchor_fit import AnchorFit
-    from mnv2det.engine.check_data import Report
+    from mnv2det.check.anchor_fit import AnchorFit
+    from mnv2det.check.findings import Finding
+    from mnv2det.check.run import Report
 
 MOST_CLASSES = 20  # rows of the table of classes
 
@@ -55,9 +55,9 @@ def add(verbs: Any) -> None:
 
 
 def _check(given: argparse.Namespace) -> int:
-    from mnv2det.data.check.findings import KINDS
-    from mnv2det.data.check.pool import cores
-    from mnv2det.engine.check_data import check_data
+    from mnv2det.check.findings import KINDS
+    from mnv2det.check.run import check_data
+    from mnv2det.io import cores
 
     allowed = {kind for text in given.allow for kind in text.split(",")}
     for kind in sorted(allowed - KINDS.keys()):
@@ -86,8 +86,8 @@ def _check(given: argparse.Namespace) -> int:
 
 def _lines(report: Report, limit: int, json: str | None) -> Iterable[str]:
     """The report as people read it: what was checked, in figures; what was found; what to do."""
-    from mnv2det.data.check.findings import KINDS, SEVERITIES
-    from mnv2det.engine.check_data import summary
+    from mnv2det.check.findings import KINDS, SEVERITIES
+    from mnv2det.check.run import summary
 
     figures = {part.split.name: summary(part) for part in report.parts}
     yield from (f"{name}: {one['about']}" for name, one in figures.items())
@@ -137,7 +137,7 @@ def _table(figures: dict[str, dict[str, Any]]) -> Iterable[str]:
 
 def _class_table(figures: dict[str, dict[str, Any]], key: str, unit: str) -> Iterable[str]:
     """Counts by class, the most frequent first."""
-    from mnv2det.data.check.findings import shown
+    from mnv2det.check.findings import shown
 
     columns = {name: one[key] for name, one in figures.items() if one[key]}
     if not columns:
@@ -157,7 +157,7 @@ def _class_table(figures: dict[str, dict[str, Any]], key: str, unit: str) -> Ite
 
 
 def _anchors(fit: AnchorFit | None) -> Iterable[str]:
-    from mnv2det.data.check.findings import shown
+    from mnv2det.check.findings import shown
 
     if fit is None:
         return
@@ -179,7 +179,7 @@ def _anchors(fit: AnchorFit | None) -> Iterable[str]:
 
 
 def _print_fixed(report: Report, target: str) -> None:
-    from mnv2det.data.check.findings import KINDS
+    from mnv2det.check.findings import KINDS
 
     assert report.fixed is not None
     done = Counter((finding.kind, action) for finding, action in report.fixed)

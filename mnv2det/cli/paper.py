@@ -18,7 +18,7 @@ def add(verbs: Any) -> None:
 
 
 def _paper(given: argparse.Namespace) -> int:
-    from mnv2det.engine import paper
+    from mnv2det.paper import document as paper
 
     found = {}
     for key, group in paper.tables(paper.choose(given.tables)):

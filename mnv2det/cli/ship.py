@@ -110,7 +110,7 @@ def add(verbs: Any) -> None:
 def _predict(given: argparse.Namespace) -> int:
     if not 0 <= given.threshold <= 1 or given.batch_size < 1 or given.every < 1:
         raise ConfigError("--threshold must be from 0 to 1, --batch-size and --every at least 1")
-    from mnv2det.deploy.predict import predict
+    from mnv2det.commands.predict.run import predict
     from mnv2det.engine.interrupt import stop_requests
 
     with stop_requests() as stop:
@@ -145,7 +145,7 @@ def _predict(given: argparse.Namespace) -> int:
 def _import(given: argparse.Namespace) -> int:
     if given.limit < 1:
         raise ConfigError("--limit must be at least 1")
-    from mnv2det.engine.import_weights import import_weights
+    from mnv2det.commands.import_weights import import_weights
 
     summary = import_weights(given.source, given.output, labels=given.labels, images=given.images, limit=given.limit)
     for key, value in summary.items():
@@ -158,8 +158,8 @@ def _import(given: argparse.Namespace) -> int:
 def _export(given: argparse.Namespace) -> int:
     if given.count < 1 or given.tolerance < 0:
         raise ConfigError("--count must be at least 1, --tolerance at least 0")
-    from mnv2det.deploy.convert import SUFFIXES, format_of
-    from mnv2det.deploy.export import export
+    from mnv2det.commands.export import export
+    from mnv2det.export.program import SUFFIXES, format_of
 
     suffix = {kind: end for end, kind in SUFFIXES.items()}[given.format or "onnx"]
     output = given.output or str(_beside(given.source, f"model{'-int8' if given.int8 else ''}{suffix}"))
@@ -192,7 +192,7 @@ def _export(given: argparse.Namespace) -> int:
 def _bench(given: argparse.Namespace) -> int:
     if given.rounds < 1 or given.repeats < 1 or (given.size and min(given.size) < 1):
         raise ConfigError("--rounds, --repeats and --size must be at least 1")
-    from mnv2det.deploy.benchmark import bench
+    from mnv2det.commands.bench import bench
 
     summary = bench(
         given.source,
@@ -219,7 +219,7 @@ def _bench(given: argparse.Namespace) -> int:
             *(f"{row[f'{part}_ms']:.2f}" for part in columns),
             f"{row['memory_bytes'] / 1e6:.0f}",
             f"{row['file_bytes'] / 1e6:.1f}",
-            *(f"{row['figures'][name]:.4f}" for name in mains),
+            *(f"{row['metrics'][name]:.4f}" for name in mains),
         ]
         for row in summary["rows"]
     ]
@@ -305,11 +305,11 @@ def _thresholds(given: argparse.Namespace) -> dict[str, dict[str, Any]] | None:
     }
     if not args:
         return None
-    from mnv2det.deploy.predictor import header_of
     from mnv2det.registry import HEADS
+    from mnv2det.runtime.predictor import header_of
 
     detectors = [
-        task for task, head in header_of(given.source).heads.items() if HEADS.get(head["name"]).class_key == "labels"
+        task for task, head in header_of(given.source).heads.items() if HEADS.get(head["name"]).target_key == "labels"
     ]
     if not detectors:
         raise ConfigError(f"{given.source}: has no detector, which --score-threshold and its like are for")

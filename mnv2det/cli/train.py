@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mnv2det.cli.common import add_device, add_json, add_overrides, new_verb, print_figures, speaks, write_json_file
+from mnv2det.cli.common import add_device, add_json, add_overrides, new_verb, print_metrics, speaks, write_json_file
 from mnv2det.config import load_config, to_yaml
 from mnv2det.errors import ConfigError, Mnv2detError
 
@@ -88,7 +88,7 @@ def _train(given: argparse.Namespace) -> int:
         raise
     if not speaks():
         return 0
-    print_figures(summary["figures"])
+    print_metrics(summary["metrics"])
     print(f"{summary['steps']} steps, {summary['seconds'] / 60:.1f} minutes of training; run folder: {folder}")
     write_json_file(given, summary)
     return 0
@@ -98,11 +98,11 @@ def _eval(given: argparse.Namespace) -> int:
     if given.ground_truth or given.detections:
         if not (given.ground_truth and given.detections) or given.source or given.overrides or given.weights:
             raise ConfigError("--ground-truth and --detections go together, and without a config, run or weights")
-        from mnv2det.evaluation.files import evaluate_files
+        from mnv2det.commands.evaluate_files import evaluate_files
 
-        figures = evaluate_files(given.ground_truth, given.detections, protocol=given.protocol, iou=given.iou)
-        print_figures(figures)
-        write_json_file(given, {"figures": figures})
+        metrics = evaluate_files(given.ground_truth, given.detections, protocol=given.protocol, iou=given.iou)
+        print_metrics(metrics)
+        write_json_file(given, {"metrics": metrics})
         return 0
     if not given.source:
         raise ConfigError("eval needs a config or run, or --ground-truth and --detections")
@@ -115,7 +115,7 @@ def _eval(given: argparse.Namespace) -> int:
         return 0
     for problem in summary["problems"]:
         print(f"left out: {problem}", file=sys.stderr)
-    print_figures(summary["figures"])
+    print_metrics(summary["metrics"])
     height, width = summary["input_size"]
     print(f"{summary['images']} images seen at {height}x{width}, weights {summary['weights']}")
     write_json_file(given, summary)
@@ -135,7 +135,7 @@ def _config(given: argparse.Namespace) -> int:
 def _grid(given: argparse.Namespace) -> int:
     if given.count < 1 or not 0 <= given.threshold <= 1:
         raise ConfigError("--count must be at least 1, --threshold from 0 to 1")
-    from mnv2det.engine.grid import prediction_grid
+    from mnv2det.commands.grid import prediction_grid
 
     path = prediction_grid(
         given.source,

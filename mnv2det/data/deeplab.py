@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mnv2det.data.transforms import Transform, Warp, fill_of, pipeline
+from mnv2det.data.transforms import Transform, Warp, pipeline
 from mnv2det.errors import ConfigError
 from mnv2det.registry import AUGMENTATIONS
 from mnv2det.structures import IGNORE, Preprocess
@@ -129,5 +129,5 @@ def deeplab(
         raise ConfigError(f"augmentation deeplab: base {base}, crop {crop}: expected null or pixels of 1 and more")
     scales = np.linspace(*scale, int((scale[1] - scale[0]) / step + 1.000001)) if step else scale
     size = crop or preprocess.input_size
-    warp = ScaledCrop(size, scales=scales, base=base, cat_max=cat_max, fill=fill_of(preprocess))
+    warp = ScaledCrop(size, scales=scales, base=base, cat_max=cat_max, fill=preprocess.fill)
     return pipeline(warp, flip=flip, photometric=photometric)

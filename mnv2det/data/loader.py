@@ -20,6 +20,7 @@ from mnv2det.config import BadData
 from mnv2det.data.dataset import Arrays, Dataset
 from mnv2det.data.transforms import Transform, fit
 from mnv2det.errors import DataError
+from mnv2det.io import cores
 from mnv2det.structures import Batch, Frame, Preprocess, Target
 
 Drawn = tuple[int, int]  # index and augmentation seed
@@ -197,7 +198,7 @@ def _loader(
     view: _View, batches: Sampler[list[Drawn]] | list[list[Drawn]], workers: int, pin: bool
 ) -> DataLoader[Batch]:
     # more than there are cores only get in each other's way; what is read does not depend on their number
-    workers = min(workers, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
+    workers = min(workers, cores())
     return _Loader(
         view,  # type: ignore[arg-type]
         batch_sampler=batches,

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from mnv2det.data.dataset import Arrays
 from mnv2det.errors import ConfigError
+from mnv2det.ops.geometry import place
 from mnv2det.registry import AUGMENTATIONS
 from mnv2det.structures import IGNORE, Frame, Preprocess, Sample
 
 Transform = Callable[[Sample, int], tuple[NDArray[np.uint8], Arrays]]
-CROP = 0.875  # share of a picture's shorter side that `fit: crop` shows, as the authors evaluate (224 of 256)
 
 
 class Warp(A.DualTransform):
@@ -154,7 +154,7 @@ def ssd(
         raise ConfigError("augmentation ssd: needs 0 < area <= 1, 0 < ratio, most >= 1 and some covered")
     if not all(0 <= share <= 1 for share in covered):
         raise ConfigError("augmentation ssd: covered must be shares from 0 to 1")
-    fill = fill_of(preprocess)
+    fill = preprocess.fill
     window = Window(
         preprocess.input_size,
         crop=crop,
@@ -203,7 +203,7 @@ def inception(
         ratio=ratio,
         covered=(0.0,),
         most=1.0,
-        fill=fill_of(preprocess),
+        fill=preprocess.fill,
     )
     return pipeline(window, flip=flip, vertical_flip=vertical_flip, photometric=photometric)
 
@@ -271,34 +271,16 @@ def fit(image: NDArray[np.uint8], preprocess: Preprocess) -> tuple[NDArray[np.ui
         where the picture lies in it.
     """
     (height, width), size = preprocess.input_size, (image.shape[0], image.shape[1])
-    if preprocess.fit == "stretch":
-        return stretch(image, (height, width)), Frame(size, (height, width))
+    scaled, corner, used = (
+        (int(rows), int(columns)) for rows, columns in place(float(size[0]), float(size[1]), preprocess, np)
+    )
+    image = stretch(image, scaled)
     if preprocess.fit == "crop":
-        scaled, (top, left) = scale_to_crop(size, (height, width))
-        image = stretch(image, scaled)[top : top + height, left : left + width]
-        return np.ascontiguousarray(image), Frame(size, (height, width))
-    used = size
-    if preprocess.fit == "letterbox":
-        factor = min(height / size[0], width / size[1])
-        used = (max(1, round(size[0] * factor)), max(1, round(size[1] * factor)))
-        image = stretch(image, used)
+        image = np.ascontiguousarray(image[corner[0] : corner[0] + height, corner[1] : corner[1] + width])
     bottom, right = max(height - used[0], 0), max(width - used[1], 0)
     if bottom or right:
-        image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=fill_of(preprocess))  # type: ignore[assignment]
+        image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=preprocess.fill)  # type: ignore[assignment]
     return image, Frame(size, used)
-
-
-def scale_to_crop(size: tuple[int, int], window: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """What a picture is scaled to, (h, w), and the corner (y, x) of the window in its middle."""
-    factor = max(side / CROP / length for side, length in zip(window, size, strict=True))
-    height, width = (max(side, round(length * factor)) for side, length in zip(window, size, strict=True))
-    return (height, width), ((height - window[0]) // 2, (width - window[1]) // 2)
-
-
-def fill_of(preprocess: Preprocess) -> tuple[int, int, int]:
-    """The colour that is nearest to zero once normalised, uint8 RGB."""
-    red, green, blue = (round(value * 255) for value in preprocess.mean)
-    return red, green, blue
 
 
 def stretch(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

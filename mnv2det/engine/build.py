@@ -12,7 +12,8 @@ from mnv2det.data.transforms import Transform
 from mnv2det.engine import optim  # noqa: F401 - registers optimizers and schedules
 from mnv2det.errors import ConfigError, near
 from mnv2det.evaluation.evaluator import Evaluator
-from mnv2det.models.model import Model, from_config
+from mnv2det.models.build import from_config
+from mnv2det.models.model import Model
 from mnv2det.registry import AUGMENTATIONS, BACKBONES, DATASETS, EVALUATORS, HEADS, OPTIMIZERS, SCHEDULES, Registry
 
 # the argument by which a data set is held to a class list
@@ -77,7 +78,7 @@ def task_classes(config: Config, dataset: Dataset) -> dict[str, list[str]]:
     """
     found = {}
     for name, task in config.tasks.items():
-        key = HEADS.get(task.head.name, place=f"tasks.{name}.head").class_key
+        key = HEADS.get(task.head.name, place=f"tasks.{name}.head").target_key
         if key not in dataset.classes:
             raise ConfigError(
                 f"tasks.{name}: head '{task.head.name}' needs {key}, but data set '{config.data.train.name}'"
@@ -89,7 +90,7 @@ def task_classes(config: Config, dataset: Dataset) -> dict[str, list[str]]:
 
 def classes_by_key(model: Model) -> dict[str, list[str]]:
     """A model's class names by target key, as data sets want them."""
-    return {head.class_key: model.classes[task] for task, head in model.heads.items()}  # type: ignore[misc]
+    return {head.target_key: model.classes[task] for task, head in model.heads.items()}  # type: ignore[misc]
 
 
 def hold_to(config: Config, dataset: Dataset, classes: Mapping[str, Sequence[str]]) -> None:
@@ -139,7 +140,7 @@ def build_evaluators(config: Config, classes: Mapping[str, Sequence[str]]) -> di
     }
 
 
-def deciding_figure(config: Config, evaluators: Mapping[str, Evaluator]) -> str:
+def deciding_metric(config: Config, evaluators: Mapping[str, Evaluator]) -> str:
     """The figure that ``train.best`` names, or the first task's main one.
 
     Raises:

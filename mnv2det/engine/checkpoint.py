@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from mnv2det.errors import WeightsError
-from mnv2det.models.weights.files import write_atomically
+from mnv2det.io import sync_folder, write_atomically
 
 FORMAT = 1
 LAST = "last.pt"
@@ -36,7 +36,7 @@ class Progress:
         skipped: Broken images left out so far.
         nonfinite: Steps left out so far because their loss or gradient was not finite.
         evaluated: Step of the latest evaluation.
-        figures: Of the latest evaluation.
+        metrics: Of the latest evaluation.
     """
 
     step: int = 0
@@ -45,7 +45,15 @@ class Progress:
     skipped: int = 0
     nonfinite: int = 0
     evaluated: int = 0
-    figures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Progress:
+        """Reads what a checkpoint holds; version 0.1 called the metrics ``figures``."""
+        known = dict(state)
+        if "figures" in known:
+            known["metrics"] = known.pop("figures")
+        return cls(**known)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], *, keep: int = 1) -> None:
@@ -67,7 +75,7 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, keep: int = 1) -> None
         if path.exists():
             _move_up(path, keep)
         os.replace(new, path)
-        _sync(path.parent)
+        sync_folder(path.parent)
     except OSError:
         with contextlib.suppress(OSError):
             new.unlink(missing_ok=True)
@@ -159,15 +167,6 @@ def _move_up(path: Path, keep: int) -> None:
     while previous(path, age).exists():
         previous(path, age).unlink()
         age += 1
-
-
-def _sync(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system can sync a folder
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 _DAMAGED = (

@@ -38,7 +38,7 @@ class Processes:
         dist.all_gather_object(values, value)
         return values
 
-    def lead(self, act: Callable[[], T]) -> T:
+    def run_on_main(self, act: Callable[[], T]) -> T:
         """What ``act`` returns on the first process, on every process; only the first one calls it.
 
         Raises:
@@ -53,10 +53,10 @@ class Processes:
         if self.world > 1:
             dist.broadcast_object_list(given, 0)
         if given[1] is not None:
-            raise self.shared(given[1])
+            raise self.mark_shared(given[1])
         return given[0]
 
-    def together(self, act: Callable[[], T]) -> T:
+    def run_on_all(self, act: Callable[[], T]) -> T:
         """Calls ``act`` on every process; when it fails on one of them, all raise that one's error.
 
         Raises:
@@ -74,14 +74,14 @@ class Processes:
         told = errors[first]
         if None in errors:
             told = type(told)(f"process {first} of {self.world}: {told}")
-        raise self.shared(told)
+        raise self.mark_shared(told)
 
-    def shared(self, error: Mnv2detError) -> Mnv2detError:
+    def mark_shared(self, error: Mnv2detError) -> Mnv2detError:
         """Marks an error that all processes raise alike: one of them prints it."""
         error.silent = not self.main
         return error
 
-    def own(self, error: Mnv2detError) -> Mnv2detError:
+    def with_rank(self, error: Mnv2detError) -> Mnv2detError:
         """Says in an error that only this process raises which one it is."""
         return type(error)(f"process {self.rank} of {self.world}: {error}") if self.world > 1 else error
 

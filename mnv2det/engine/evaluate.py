@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,10 +15,10 @@ from mnv2det.data.dataset import Dataset
 from mnv2det.data.loader import eval_loader
 from mnv2det.engine.build import build_dataset, build_evaluators, check, classes_by_key, hold_to
 from mnv2det.engine.dist import Processes, processes
-from mnv2det.errors import ConfigError, DataError, WeightsError
+from mnv2det.errors import ConfigError, WeightsError
 from mnv2det.evaluation.evaluator import Evaluator
-from mnv2det.models.model import Model, from_file, weights_of
-from mnv2det.models.weights.files import write_atomically
+from mnv2det.models.build import from_file, weights_of
+from mnv2det.models.model import Model
 
 
 def evaluate(
@@ -35,7 +34,7 @@ def evaluate(
         model: In any mode; evaluated in eval mode and put back.
         dataset: Images and truths.
         evaluators: By task; their records are replaced.
-        group: Processes that share the work; each gets the same figures.
+        group: Processes that share the work; each gets the same metrics.
         config: For batch size, workers and ``bad_data``.
 
     Returns:
@@ -67,14 +66,14 @@ def evaluate(
             for image_id, result, truth in zip(batch.image_ids, results[task], batch.truths, strict=True):
                 evaluator.update(image_id, result, truth)
     model.train(training)
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for task, evaluator in evaluators.items():
         for records in group.gather(evaluator.records):
             evaluator.records.update(records)
-        figures |= {f"{task}/{name}": float(value) for name, value in evaluator.compute().items()}
+        metrics |= {f"{task}/{name}": float(value) for name, value in evaluator.compute().items()}
     if total := sum(group.gather(skipped)):
-        figures["skipped_images"] = float(total)
-    return figures
+        metrics["skipped_images"] = float(total)
+    return metrics
 
 
 def evaluate_source(
@@ -91,7 +90,7 @@ def evaluate_source(
         device: As in `processes`.
 
     Returns:
-        ``weights``, ``images``, ``input_size``, ``figures``, ``reports`` (a confusion matrix, say, by task) and
+        ``weights``, ``images``, ``input_size``, ``metrics``, ``reports`` (a confusion matrix, say, by task) and
         ``problems`` (annotations that were left out).
 
     Raises:
@@ -120,25 +119,13 @@ def evaluate_source(
         if config.train.channels_last:
             model = model.to(memory_format=torch.channels_last)
         evaluators = build_evaluators(config, model.classes)
-        figures = evaluate(model, dataset, evaluators, group, config)
+        metrics = evaluate(model, dataset, evaluators, group, config)
     reports = {task: report for task, evaluator in evaluators.items() if (report := evaluator.report())}
     return {
         "weights": chosen,
         "images": len(dataset),
         "input_size": list(model.preprocess.input_size),
-        "figures": figures,
+        "metrics": metrics,
         "reports": reports,
         "problems": dataset.problems,
     }
-
-
-def write_json(path: str | Path, data: Any) -> None:
-    """Writes figures for other programs to read.
-
-    Raises:
-        DataError: The file cannot be written.
-    """
-    try:
-        write_atomically(Path(path), lambda file: file.write(json.dumps(data, indent=2).encode() + b"\n"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot write ({error.strerror})") from None

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mnv2det.models.weights.files import write_atomically
+from mnv2det.io import write_atomically
 
 
 class RunLog:

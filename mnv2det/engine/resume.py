@@ -13,8 +13,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from mnv2det.config import Config, from_dict, load_config, to_dict
 from mnv2det.engine.checkpoint import LAST, load_newest, sweep
 from mnv2det.errors import ConfigError, WeightsError
-from mnv2det.models.model import Model, assemble
-from mnv2det.models.weights.files import Header
+from mnv2det.models.build import assemble
+from mnv2det.models.model import Model
+from mnv2det.models.weight_file import Header
 
 # where and how often, not what: these may change without being asked
 HARMLESS = (

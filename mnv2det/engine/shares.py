@@ -43,7 +43,7 @@ def _(head: SSDLite, targets: Sequence[Target], size: tuple[int, int]) -> tuple[
     if not known:
         return 0.0, 1.0
     boxes, _, ignore, valid = pad_targets(known, torch.device("cpu"))
-    anchors = head.fixed(size)["anchors"].cpu()
+    anchors = head.constants(size)["anchors"].cpu()
     return float((match(anchors, boxes, valid, ignore, threshold=head.match_iou) >= 0).sum()), 1.0
 
 

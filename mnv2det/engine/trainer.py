@@ -19,7 +19,7 @@ from mnv2det.engine.build import (
     build_dataset,
     build_evaluators,
     check,
-    deciding_figure,
+    deciding_metric,
     hold_to,
     task_classes,
 )
@@ -32,8 +32,9 @@ from mnv2det.engine.learner import Learner
 from mnv2det.engine.log import RunLog, progress
 from mnv2det.engine.resume import check_changes, open_run, resumed_model
 from mnv2det.errors import ConfigError, DataError, TrainingError
-from mnv2det.models.model import from_config
-from mnv2det.models.weights.files import save_weights, write_atomically
+from mnv2det.io import write_atomically
+from mnv2det.models.build import from_config
+from mnv2det.models.weight_file import save_weights
 from mnv2det.structures import Batch
 
 
@@ -55,7 +56,7 @@ def train(
         device: As in `processes`.
 
     Returns:
-        ``run``, ``steps``, ``seconds`` of training, ``best``, ``skipped``, ``nonfinite`` and the last ``figures``.
+        ``run``, ``steps``, ``seconds`` of training, ``best``, ``skipped``, ``nonfinite`` and the last ``metrics``.
 
     Raises:
         ConfigError, DataError, WeightsError: Something given is wrong; nothing was trained.
@@ -64,11 +65,11 @@ def train(
         Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the checkpoint was saved.
     """
     with processes(device) as group, stop_requests() as stop:
-        group.together(lambda: check(config))
+        group.run_on_all(lambda: check(config))
         # only the torchrun whose process failed counts a restart, and the first process may be another's
         again = group.any(restarted())[0]
-        state, notes = group.lead(lambda: open_run(run, resume, again))
-        made = group.together(lambda: _Run(config, run, state, allow_changes, group))
+        state, notes = group.run_on_main(lambda: open_run(run, resume, again))
+        made = group.run_on_all(lambda: _Run(config, run, state, allow_changes, group))
         return made.go(stop, notes)
 
 
@@ -93,7 +94,7 @@ class _Run:
         else:
             model, self.notes = from_config(config.model, config.tasks, self.classes)
         self.evaluators = build_evaluators(config, self.classes)
-        self.deciding = deciding_figure(config, self.evaluators)
+        self.deciding = deciding_metric(config, self.evaluators)
         self.at = Progress()
         self.saved = 0  # step of the checkpoint on disk
         self.per_epoch = max(1, self._sampler(0, 0).per_epoch // train.accumulate)
@@ -105,7 +106,7 @@ class _Run:
     def _restore(self, state: dict[str, Any]) -> None:
         try:
             self.learner.restore(state)
-            self.at = Progress(**state["progress"])
+            self.at = Progress.from_state(state["progress"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             what = " ".join(str(error).split())[:200]
             raise ConfigError(f"{self.run / LAST}: does not fit {self.run / 'config.yaml'}: {what}") from None
@@ -141,7 +142,7 @@ class _Run:
                 raise
             raise told from None
         except DataError as error:
-            raise self.group.own(error) from None
+            raise self.group.with_rank(error) from None
 
     def _begin(self, notes: list[str]) -> None:
         if self.group.main:
@@ -172,7 +173,7 @@ class _Run:
             if due or stopping or at.step % self.per_epoch == 0 or at.step % train.checkpoint_every == 0:
                 self._save()
             if stopping and (at.step < self.total or due):
-                raise group.shared(
+                raise group.mark_shared(
                     Interrupted(
                         f"stopped at step {at.step} of {self.total}, saved; go on with:"
                         f" mnv2det train --resume {self.run}"
@@ -189,7 +190,7 @@ class _Run:
             "best": at.best,
             "skipped": at.skipped,
             "nonfinite": at.nonfinite,
-            "figures": at.figures,
+            "metrics": at.metrics,
         }
 
     def _batches(self) -> Iterator[list[Batch]]:
@@ -253,7 +254,7 @@ class _Run:
             self.log.write(kind="nonfinite", step=self.at.step + 1, images=images, count=self.at.nonfinite)
             return
         already = f" after {bound} that were left out" if bound else ""
-        raise self.group.shared(
+        raise self.group.mark_shared(
             TrainingError(
                 f"{what}{already}; {self._kept()}. Try a lower optim.optimizer.args.lr, more optim.warmup_steps,"
                 " optim.clip_norm=5, train.amp=fp32, mnv2det data check, or train.skip_nonfinite=N to leave out N such"
@@ -286,24 +287,24 @@ class _Run:
         started = time.perf_counter()
         # each process has batch-norm statistics of its own: all measure the ones that are saved
         self.group.share([*self.learner.model.buffers(), *model.buffers()])
-        at.figures = figures = evaluate(model, self.val, self.evaluators, self.group, self.config)
+        at.metrics = metrics = evaluate(model, self.val, self.evaluators, self.group, self.config)
         at.evaluated = at.step
         self.log.write(
             kind="eval",
             step=at.step,
             seconds=round(at.seconds, 2),
             eval_seconds=round(time.perf_counter() - started, 2),
-            **figures,
+            **metrics,
         )
-        main = {name: value for name, value in figures.items() if name.count("/") == 1}
+        main = {name: value for name, value in metrics.items() if name.count("/") == 1}
         shown = "  ".join(f"{name} {value:.3f}" for name, value in list(main.items())[:4])
         self.log.say(f"step {at.step} ({at.seconds / 60:.1f} min of training): {shown}")
-        if at.best is None or figures[self.deciding] > at.best:
-            at.best = figures[self.deciding]
+        if at.best is None or metrics[self.deciding] > at.best:
+            at.best = metrics[self.deciding]
             if self.group.main:
                 header = model.header(
                     config=to_dict(self.config),
-                    metrics=figures,
+                    metrics=metrics,
                     provenance={"step": at.step, "seed": self.config.seed},
                 )
                 save_weights(self.run / "best.safetensors", model.state_dict(), header)

@@ -139,13 +139,13 @@ class BoxEvaluator(Evaluator):
 
 @EVALUATORS.register("coco")
 class CocoAP(BoxEvaluator):
-    """The 12 COCO figures, ``AP AP50 AP75 AP_small ... AR_large``, and ``AP/<class>``.
+    """The 12 COCO metrics, ``AP AP50 AP75 AP_small ... AR_large``, and ``AP/<class>``.
 
     Args:
         classes: Class names.
-        backend: The library that matches and accumulates; both give the same figures.
-        max_detections: Best boxes per image and class counted by AR1, AR10 and all other figures;
-            the AR figures are named after them.
+        backend: The library that matches and accumulates; both give the same metrics.
+        max_detections: Best boxes per image and class counted by AR1, AR10 and all other metrics;
+            the AR metrics are named after them.
     """
 
     main = "AP"
@@ -163,14 +163,14 @@ class CocoAP(BoxEvaluator):
         self.max_detections = max_detections
 
     def compute(self) -> dict[str, float]:
-        """The figures of all records; see `coco_figures`."""
+        """The metrics of all records; see `coco_metrics`."""
         truths, found = self.tables()
-        return coco_figures(
+        return coco_metrics(
             truths, found, classes=self.classes, backend=self.backend, max_detections=self.max_detections
         )
 
 
-def coco_figures(
+def coco_metrics(
     truths: Truths,
     found: Found,
     *,
@@ -205,16 +205,16 @@ def coco_figures(
     ]
     precision = np.stack([p for p, _ in each], axis=2) if each else np.full((10, 101, 0, 4, 3), -1.0)
     recall = np.stack([r for _, r in each], axis=1) if each else np.full((10, 0, 4, 3), -1.0)
-    figures = {
+    metrics = {
         "AP": _mean(precision[..., 0, -1]),
         "AP50": _mean(precision[IOU_50, ..., 0, -1]),
         "AP75": _mean(precision[IOU_75, ..., 0, -1]),
     }
-    figures |= {f"AP_{area}": _mean(precision[..., i, -1]) for i, area in enumerate(SIZES, 1)}
-    figures |= {f"AR{count}": _mean(recall[..., 0, i]) for i, count in enumerate(max_detections)}
-    figures |= {f"AR_{area}": _mean(recall[..., i, -1]) for i, area in enumerate(SIZES, 1)}
+    metrics |= {f"AP_{area}": _mean(precision[..., i, -1]) for i, area in enumerate(SIZES, 1)}
+    metrics |= {f"AR{count}": _mean(recall[..., 0, i]) for i, count in enumerate(max_detections)}
+    metrics |= {f"AR_{area}": _mean(recall[..., i, -1]) for i, area in enumerate(SIZES, 1)}
     by_label = {k: _mean(precision[:, :, i, 0, -1]) for i, k in enumerate(present)}
-    return figures | {f"AP/{name}": by_label.get(k, -1.0) for k, name in enumerate(classes)}
+    return metrics | {f"AP/{name}": by_label.get(k, -1.0) for k, name in enumerate(classes)}
 
 
 def order_of_id(image_id: int | str) -> tuple[bool, int | str]:

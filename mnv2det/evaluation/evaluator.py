@@ -14,9 +14,9 @@ Truth = Mapping[str, NDArray[Any]]
 
 
 class Evaluator(ABC):
-    """Collects one record per image, then computes figures from all of them at once.
+    """Collects one record per image, then computes metrics from all of them at once.
 
-    Records are plain data: processes exchange and join them by image id, so that the figures do
+    Records are plain data: processes exchange and join them by image id, so that the metrics do
     not depend on how many processes there were, nor on images that a sampler padded in twice.
 
     Attributes:
@@ -46,5 +46,5 @@ class Evaluator(ABC):
         """Figures from 0 to 1 by name (``AP``, ``AP50`` ..., per class as ``AP/name``); -1 = undefined."""
 
     def report(self) -> dict[str, Any]:
-        """What stands beside the figures in a json, as plain data (a confusion matrix, say); nothing by default."""
+        """What stands beside the metrics in a json, as plain data (a confusion matrix, say); nothing by default."""
         return {}

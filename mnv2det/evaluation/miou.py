@@ -95,15 +95,15 @@ class MeanIoU(Evaluator):
         return matrix
 
     def compute(self) -> dict[str, float]:
-        """The figures of all records; see `miou_figures`."""
-        return miou_figures(self.confusion, classes=self.classes)
+        """The metrics of all records; see `miou_metrics`."""
+        return miou_metrics(self.confusion, classes=self.classes)
 
     def report(self) -> dict[str, Any]:
         """``confusion``, rows of `confusion`, and ``classes``, their names."""
         return {"confusion": self.confusion.tolist(), "classes": list(self.classes)}
 
 
-def miou_figures(confusion: NDArray[np.int64], *, classes: Sequence[str]) -> dict[str, float]:
+def miou_metrics(confusion: NDArray[np.int64], *, classes: Sequence[str]) -> dict[str, float]:
     """Figures of a confusion matrix.
 
     A class that is predicted somewhere but nowhere annotated has IoU 0 and counts in the mean, as in
@@ -125,13 +125,13 @@ def miou_figures(confusion: NDArray[np.int64], *, classes: Sequence[str]) -> dic
     total = int(annotated.sum())
     overlap = np.divide(right, union, out=np.full(len(classes), -1.0), where=union > 0)
     recall = np.divide(right, annotated, out=np.full(len(classes), -1.0), where=annotated > 0)
-    figures = {
+    metrics = {
         "mIoU": _mean(overlap),
         "pixel_accuracy": float(right.sum() / total) if total else -1.0,
         "mean_accuracy": _mean(recall),
         "fw_IoU": float((annotated * overlap).sum() / total) if total else -1.0,
     }
-    return figures | {f"IoU/{name}": float(value) for name, value in zip(classes, overlap, strict=True)}
+    return metrics | {f"IoU/{name}": float(value) for name, value in zip(classes, overlap, strict=True)}
 
 
 def _bytes(mask: NDArray[Any], what: str) -> NDArray[np.uint8]:

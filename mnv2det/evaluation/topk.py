@@ -69,9 +69,9 @@ class TopK(Evaluator):
         counts = np.bincount(rows[:, 0], minlength=len(self.classes))
         hits = np.bincount(rows[right, 0], minlength=len(self.classes))
         shares = np.where(counts > 0, hits / np.maximum(counts, 1), -1.0)
-        figures = {"top1": float(right.mean()), "top5": float((rows[:, 2] < 5).mean())}
-        figures["mean_class"] = float(shares[counts > 0].mean())
-        return {name: figures[name] for name in names} | dict(zip(each, shares.tolist(), strict=False))
+        metrics = {"top1": float(right.mean()), "top5": float((rows[:, 2] < 5).mean())}
+        metrics["mean_class"] = float(shares[counts > 0].mean())
+        return {name: metrics[name] for name in names} | dict(zip(each, shares.tolist(), strict=False))
 
     def report(self) -> dict[str, Any]:
         """The confusion matrix, a row for each true class, of at most 100 classes."""

@@ -36,15 +36,15 @@ class VocAP(BoxEvaluator):
         _check_settings(style, iou)
         self.style: Style = style
         self.iou = iou
-        self.main = figure_name(iou)
+        self.main = metric_name(iou)
 
     def compute(self) -> dict[str, float]:
-        """The figures of all records; see `voc_figures`."""
+        """The metrics of all records; see `voc_metrics`."""
         truths, found = self.tables()
-        return voc_figures(truths, found, classes=self.classes, style=self.style, iou=self.iou)
+        return voc_metrics(truths, found, classes=self.classes, style=self.style, iou=self.iou)
 
 
-def voc_figures(
+def voc_metrics(
     truths: Truths, found: Found, *, classes: Sequence[str], style: Style = "area", iou: float = 0.5
 ) -> dict[str, float]:
     """Average precision per class and its mean.
@@ -78,12 +78,12 @@ def voc_figures(
             counted = outcome[(found.label == label) & (outcome != NEITHER)]
             values[label] = _average_precision(counted == HIT, count, style)
     defined = [value for value in values if value >= 0]
-    main = figure_name(iou)
-    figures = {main: float(np.mean(defined)) if defined else -1.0}
-    return figures | {f"{main}/{name}": value for name, value in zip(classes, values, strict=True)}
+    main = metric_name(iou)
+    metrics = {main: float(np.mean(defined)) if defined else -1.0}
+    return metrics | {f"{main}/{name}": value for name, value in zip(classes, values, strict=True)}
 
 
-def figure_name(iou: float) -> str:
+def metric_name(iou: float) -> str:
     """``AP50`` for .5."""
     return f"AP{round(iou * 100)}"
 

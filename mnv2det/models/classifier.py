@@ -29,7 +29,7 @@ class Classifier(Head):
 
     taps = ("last",)
     needs: ClassVar[tuple[str, ...]] = ("label",)
-    class_key: ClassVar[str] = "label"
+    target_key: ClassVar[str] = "label"
 
     def __init__(
         self,

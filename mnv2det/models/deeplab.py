@@ -53,9 +53,9 @@ class MobileDeepLab(Dense):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("mask",)
-    class_key: ClassVar[str] = "mask"
-    structure: ClassVar[tuple[str, ...]] = ("tap", "channels", "aspp", "norm_eps")
-    optional: ClassVar[tuple[str, ...]] = ("detail.", "auxiliary_head.")
+    target_key: ClassVar[str] = "mask"
+    architecture_args: ClassVar[tuple[str, ...]] = ("tap", "channels", "aspp", "norm_eps")
+    optional_layers: ClassVar[tuple[str, ...]] = ("detail.", "auxiliary_head.")
 
     def __init__(
         self,
@@ -115,13 +115,13 @@ class MobileDeepLab(Dense):
             (H, W) of the input, and ``auxiliary`` (B, K, h', w') if there is such a loss.
         """
         height, width = features["image"].shape[-2:]
-        raw = {**self.infer(features), **self.fixed((height, width))}
+        raw = {**self.forward_export(features), **self.constants((height, width))}
         raw["size"] = raw["size"].to(raw["logits"].device)
         if self.auxiliary:
             raw["auxiliary"] = self.auxiliary_head(features[self.auxiliary_tap])
         return raw
 
-    def infer(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def forward_export(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `Head`: ``logits``."""
         x = features[self.tap]
         # resizing a single pooled value is repeating it
@@ -133,7 +133,7 @@ class MobileDeepLab(Dense):
             logits = enlarge(logits, (detail.shape[-2], detail.shape[-1])) + detail
         return {"logits": logits}
 
-    def fixed(self, size: tuple[int, int]) -> dict[str, Tensor]:
+    def constants(self, size: tuple[int, int]) -> dict[str, Tensor]:
         """See `Head`: ``size``."""
         return {"size": torch.tensor([float(size[0]), float(size[1])])}
 

@@ -27,7 +27,7 @@ class Head(nn.Module, ABC):
     Attributes:
         taps: Backbone features it reads.
         needs: Target keys it learns from; an image without them adds nothing to its loss.
-        class_key: Target key whose class names count its classes: ``labels``, ``mask`` or ``label``.
+        target_key: Target key whose class names count its classes: ``labels``, ``mask`` or ``label``.
         structure: Arguments that must agree with weights for these to mean the same; training from
             a file takes them from there.
         optional: Beginnings of the names of layers that a file may lack; they start anew then.
@@ -35,15 +35,15 @@ class Head(nn.Module, ABC):
 
     taps: tuple[str, ...]
     needs: ClassVar[tuple[str, ...]]
-    class_key: ClassVar[str]
-    structure: ClassVar[tuple[str, ...]] = ()
-    optional: ClassVar[tuple[str, ...]] = ()
+    target_key: ClassVar[str]
+    architecture_args: ClassVar[tuple[str, ...]] = ()
+    optional_layers: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Raw tensors; the same in train and eval mode, and exportable."""
 
-    def infer(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def forward_export(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What an export computes: of `forward`'s tensors those that `decode` reads, without those of `fixed`."""
         return self.forward(features)
 
@@ -51,7 +51,7 @@ class Head(nn.Module, ABC):
         """Drops, in a copy that is for inference only, what `decode` does not need; nothing by default."""
         return
 
-    def fixed(self, size: tuple[int, int]) -> dict[str, Tensor]:
+    def constants(self, size: tuple[int, int]) -> dict[str, Tensor]:
         """Those of `forward`'s tensors that follow from the input's (H, W) alone; none by default."""
         return {}
 

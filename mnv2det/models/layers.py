@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mnv2det.errors import ConfigError
 from mnv2det.models.depthwise import learn_depthwise, learns_in_bf16
+from mnv2det.ops.padding import same_padding
 
 Padding = Literal["symmetric", "same"]
 Activation = Literal["relu6", "relu", "none"]
@@ -26,6 +28,16 @@ def make_divisible(value: float, divisor: int = 8) -> int:
     """
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+def check_width(width: float) -> None:
+    """Refuses a width multiplier that makes no network.
+
+    Raises:
+        ConfigError: It is not positive, or above 10.
+    """
+    if not 0 < width <= 10:
+        raise ConfigError(f"backbone width: expected a number above 0 and at most 10, got {width}")
 
 
 class Conv(nn.Conv2d):
@@ -68,11 +80,8 @@ class Conv(nn.Conv2d):
     def convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """As `forward`, with other weights."""
         if self.pads_by_size:
-            (height, width), step = input.shape[-2:], self.stride[0]
-            reach = self.dilation[0] * (self.kernel_size[0] - 1)
-            down = max((-(-height // step) - 1) * step + reach + 1 - height, 0)
-            right = max((-(-width // step) - 1) * step + reach + 1 - width, 0)
-            input = F.pad(input, (right // 2, right - right // 2, down // 2, down - down // 2))
+            axis = (self.kernel_size[0], self.stride[0], self.dilation[0])
+            input = F.pad(input, (*same_padding(input.shape[-1], *axis), *same_padding(input.shape[-2], *axis)))
         if self.groups == self.in_channels > 1 and self.kernel_size == (3, 3) and learns_in_bf16(input, weight):
             # any padding by size was just done
             padding = 0 if self.pads_by_size else self.dilation[0]

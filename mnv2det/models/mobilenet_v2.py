@@ -7,14 +7,14 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from mnv2det.errors import ConfigError
+from mnv2det.errors import ConfigError, WeightsError
 from mnv2det.models.backbone import Backbone, Features, collect, split_tap
-from mnv2det.models.chain import check_width
 from mnv2det.models.layers import (
     Activation,
     ConvNorm,
     InvertedResidual,
     Padding,
+    check_width,
     init_weights,
     make_divisible,
     subsample,
@@ -174,3 +174,22 @@ class MobileNetV2(Backbone):
         name, stride = split_tap(tap)
         own = last if name == "last" else self.features[name].stride
         return value if stride is None else subsample(value, stride // own, self.padding)
+
+
+def width_of(stem: int, outputs: list[int], *, where: str) -> float:
+    """The width multiplier whose channel counts these are.
+
+    Args:
+        stem: Channels of the first convolution.
+        outputs: Channels of the 17 bottlenecks.
+        where: Name of the source, for messages.
+
+    Raises:
+        WeightsError: No multiplier from 0.05 to 4 in steps of 0.05 gives them.
+    """
+    # the usual multipliers first: several can give the same channels
+    for width in (1.0, 0.35, 0.5, 0.75, 1.3, 1.4, *(round(0.05 * n, 2) for n in range(1, 81))):
+        rows = [make_divisible(base * width) for _, base, repeats, _ in TABLE_2 for _ in range(repeats)]
+        if stem == make_divisible(32 * width) and outputs == rows:
+            return width
+    raise WeightsError(f"{where}: channels {[stem, *outputs]} are those of no MobileNetV2 width multiplier")

@@ -62,8 +62,8 @@ class SSDLite(Head):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("boxes", "labels")
-    class_key: ClassVar[str] = "labels"
-    structure: ClassVar[tuple[str, ...]] = (
+    target_key: ClassVar[str] = "labels"
+    architecture_args: ClassVar[tuple[str, ...]] = (
         "taps", "extras", "lite", "padding", "min_scale", "max_scale", "ratios", "lowest", "anchors", "score",
         "norm_eps",
     )  # fmt: skip
@@ -162,7 +162,7 @@ class SSDLite(Head):
         anchors = make_anchors(maps, self.shapes, (int(height), int(width)))
         return {**raw, "anchors": anchors.to(raw["logits"].device)}
 
-    def infer(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def forward_export(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `Head`: ``logits`` and ``codes``."""
         return self._predict(features)[0]
 
@@ -180,7 +180,7 @@ class SSDLite(Head):
             last.out_channels = len(last.weight)
         self.private = 0
 
-    def fixed(self, size: tuple[int, int]) -> dict[str, Tensor]:
+    def constants(self, size: tuple[int, int]) -> dict[str, Tensor]:
         """See `Head`: ``anchors``."""
         levels = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in self.strides]
         return {"anchors": make_anchors(tuple(levels), self.shapes, size)}

@@ -8,11 +8,11 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from mnv2det.config import BadData
-from mnv2det.data.coco import COCO
 from mnv2det.data.deeplab import deeplab
+from mnv2det.data.formats.coco import COCO
+from mnv2det.data.formats.voc import VOC
 from mnv2det.data.shapes import Shapes
 from mnv2det.data.transforms import Transform
-from mnv2det.data.voc import VOC
 from mnv2det.errors import ConfigError
 from mnv2det.structures import Preprocess, Sample
 from mnv2det.testing import assert_augmentation

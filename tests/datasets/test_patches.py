@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT / "datasets"))
 import patches  # noqa: E402
 
 from mnv2det.config import BadData  # noqa: E402
-from mnv2det.data.imagefolder import ImageFolder  # noqa: E402
+from mnv2det.data.formats.imagefolder import ImageFolder  # noqa: E402
 
 OVERRIDES = ["data.train.args.count=3", "data.val.args.count=2"]
 CONFIG = str(ROOT / "configs/deeplabv3_shapes.yaml")

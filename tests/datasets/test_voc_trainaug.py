@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from mnv2det.config import BadData
-from mnv2det.data.voc import VOC
+from mnv2det.data.formats.voc import VOC
 
 SCRIPT = Path(__file__).resolve().parents[2] / "datasets" / "voc_trainaug.py"
 TRAIN, VAL, MORE = ("2007_000001", "2007_000002"), ("2007_000003",), ("2008_000004", "2008_000005", "2008_000006")

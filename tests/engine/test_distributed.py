@@ -69,19 +69,19 @@ def test_two_processes_measure_what_one_measures(
     done = torchrun(root, *ask, str(tmp_path / "two.json"))
     assert done.returncode == 0, done.stderr
     subprocess.run([sys.executable, *ask, str(tmp_path / "one.json")], cwd=root, check=True, capture_output=True)
-    one, two = (json.loads((tmp_path / name).read_text())["figures"] for name in ("one.json", "two.json"))
+    one, two = (json.loads((tmp_path / name).read_text())["metrics"] for name in ("one.json", "two.json"))
     assert one == two
     assert one[figure] >= 0
 
 
 def test_figures_of_the_run_are_those_of_the_weights_it_kept(run: Path, root: Path, tmp_path: Path):
     """Each process has batch-norm statistics of its own; one set is measured, and it is the saved one."""
-    from mnv2det.models.weights.files import read_header
+    from mnv2det.models.weight_file import read_header
 
     kept = read_header(run / "best.safetensors").metrics
     command = [sys.executable, "tools/eval.py", str(run), "--device", "cpu", "--json", str(tmp_path / "again.json")]
     subprocess.run(command, cwd=root, check=True, capture_output=True)
-    assert json.loads((tmp_path / "again.json").read_text())["figures"] == pytest.approx(kept, abs=1e-6)
+    assert json.loads((tmp_path / "again.json").read_text())["metrics"] == pytest.approx(kept, abs=1e-6)
 
 
 def test_a_joint_model_learns_its_weights_and_is_measured_alike(root: Path, tmp_path: Path):
@@ -103,9 +103,9 @@ def test_a_joint_model_learns_its_weights_and_is_measured_alike(root: Path, tmp_
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
     assert one["reports"] == two["reports"]
     assert sum(map(sum, one["reports"]["seg"]["confusion"])) == 7 * 64 * 64
-    for name, value in one["figures"].items():
+    for name, value in one["metrics"].items():
         assert (
-            value == two["figures"][name] if name.startswith("seg/") else value == pytest.approx(two["figures"][name])
+            value == two["metrics"][name] if name.startswith("seg/") else value == pytest.approx(two["metrics"][name])
         )
 
 

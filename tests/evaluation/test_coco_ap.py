@@ -1,4 +1,4 @@
-"""COCO figures against pycocotools, torchmetrics and hand counts."""
+"""COCO metrics against pycocotools, torchmetrics and hand counts."""
 
 from __future__ import annotations
 
@@ -120,24 +120,24 @@ def oracle(images: Images, classes: int = len(CLASSES), max_detections: tuple[in
 @pytest.mark.parametrize("seed", range(8))
 def test_the_twelve_figures_are_pycocotools(seed: int, backend: Backend) -> None:
     images = random_images(seed)
-    figures = evaluate(images, backend=backend)
-    assert list(figures)[:12] == NAMES
-    assert [figures[name] for name in NAMES] == pytest.approx(oracle(images), abs=1e-12)
-    assert figures["AP"] > 0.05  # else the comparison would say little
+    metrics = evaluate(images, backend=backend)
+    assert list(metrics)[:12] == NAMES
+    assert [metrics[name] for name in NAMES] == pytest.approx(oracle(images), abs=1e-12)
+    assert metrics["AP"] > 0.05  # else the comparison would say little
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_class_figures_average_to_the_main_one(backend: Backend) -> None:
-    figures = evaluate(random_images(3), backend=backend)
-    each = [figures[f"AP/{name}"] for name in CLASSES]
+    metrics = evaluate(random_images(3), backend=backend)
+    each = [metrics[f"AP/{name}"] for name in CLASSES]
     assert each[3] == -1  # no fox was annotated
-    assert np.mean(each[:3]) == pytest.approx(figures["AP"], abs=1e-12)
+    assert np.mean(each[:3]) == pytest.approx(metrics["AP"], abs=1e-12)
     dogs = {
         key: ({name: column[target["labels"] == 1] for name, column in target.items()}, only(found, 1))
         for key, (target, found) in random_images(3).items()
     }
     alone = evaluate(dogs, backend=backend)
-    assert alone["AP"] == figures["AP/dog"]
+    assert alone["AP"] == metrics["AP/dog"]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -174,12 +174,12 @@ def test_torchmetrics_agrees() -> None:
 def test_hand_counted(backend: Backend) -> None:
     # One of two cats found, with IoU .8: precision 1 up to recall .5, at 7 of the 10 thresholds.
     images = {1: image([(0, 0, 0, 100, 100), (0, 200, 200, 300, 300)], [(0.9, 0, 0, 0, 80, 100)])}
-    figures = evaluate(images, backend=backend)
-    assert figures["AP50"] == pytest.approx(51 / 101, abs=1e-12)
-    assert figures["AP"] == pytest.approx(7 / 10 * 51 / 101, abs=1e-12)
-    assert figures["AR100"] == pytest.approx(7 / 10 / 2, abs=1e-12)
-    assert figures["AP_large"] == figures["AP"]
-    assert (figures["AP_small"], figures["AR_medium"]) == (-1, -1)
+    metrics = evaluate(images, backend=backend)
+    assert metrics["AP50"] == pytest.approx(51 / 101, abs=1e-12)
+    assert metrics["AP"] == pytest.approx(7 / 10 * 51 / 101, abs=1e-12)
+    assert metrics["AR100"] == pytest.approx(7 / 10 / 2, abs=1e-12)
+    assert metrics["AP_large"] == metrics["AP"]
+    assert (metrics["AP_small"], metrics["AR_medium"]) == (-1, -1)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -205,10 +205,10 @@ def test_crowds_swallow_any_number_of_boxes_and_are_no_misses(backend: Backend) 
     ids=["nothing", "empty image", "boxes only", "crowd only", "missed", "other class", "other image"],
 )
 def test_empty_cases(images: Images, expected: float, backend: Backend) -> None:
-    figures = evaluate(images, backend=backend)
-    assert figures["AP"] == figures["AR100"] == figures["AP/cat"] == expected
-    assert figures["AP/fox"] == -1
-    assert all(type(value) is float for value in figures.values())
+    metrics = evaluate(images, backend=backend)
+    assert metrics["AP"] == metrics["AR100"] == metrics["AP/cat"] == expected
+    assert metrics["AP/fox"] == -1
+    assert all(type(value) is float for value in metrics.values())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -237,10 +237,10 @@ def test_ids_may_be_strings() -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_max_detections(backend: Backend) -> None:
     images = random_images(6)
-    figures = evaluate(images, backend=backend, max_detections=(2, 4, 5))
+    metrics = evaluate(images, backend=backend, max_detections=(2, 4, 5))
     # pycocotools' own summary takes 100 for granted in its first figure
-    assert list(figures.values())[1:12] == pytest.approx(oracle(images, max_detections=(2, 4, 5))[1:], abs=1e-12)
-    assert list(figures)[6:9] == ["AR2", "AR4", "AR5"]
+    assert list(metrics.values())[1:12] == pytest.approx(oracle(images, max_detections=(2, 4, 5))[1:], abs=1e-12)
+    assert list(metrics)[6:9] == ["AR2", "AR4", "AR5"]
 
 
 def test_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

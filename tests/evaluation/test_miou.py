@@ -50,7 +50,7 @@ def random_pairs(seed: int, count: int, images: int = 4) -> Pairs:
     return pairs
 
 
-def torchmetrics_figures(pairs: Pairs, count: int) -> dict[str, float]:
+def torchmetrics_metrics(pairs: Pairs, count: int) -> dict[str, float]:
     given: dict[str, Any] = {"num_classes": count, "ignore_index": 255}
     metrics = {
         "mIoU": MulticlassJaccardIndex(**given),
@@ -64,10 +64,10 @@ def torchmetrics_figures(pairs: Pairs, count: int) -> dict[str, float]:
             metric.update(torch.from_numpy(predicted).long()[None], torch.from_numpy(annotated).long()[None])
     confusion = matrix.compute()
     annotated_at_all = confusion.sum(1) > 0
-    figures = {name: float(metric.compute()) for name, metric in metrics.items()}
-    figures["mean_accuracy"] = float(recall.compute()[annotated_at_all].mean())
+    metrics = {name: float(metric.compute()) for name, metric in metrics.items()}
+    metrics["mean_accuracy"] = float(recall.compute()[annotated_at_all].mean())
     seen = annotated_at_all | (confusion.sum(0) > 0)
-    return figures | {f"IoU/c{k}": float(v) if seen[k] else -1.0 for k, v in enumerate(each.compute())}
+    return metrics | {f"IoU/c{k}": float(v) if seen[k] else -1.0 for k, v in enumerate(each.compute())}
 
 
 def kit(pairs: Pairs, count: int) -> tuple[NDArray[np.float64], list[float]]:
@@ -94,7 +94,7 @@ def test_it_is_torchmetrics(seed: int, count: int) -> None:
         matrix.update(torch.from_numpy(predicted).long(), torch.from_numpy(annotated).long())
     assert evaluator.confusion.dtype == np.int64
     np.testing.assert_array_equal(evaluator.confusion, matrix.compute().numpy())
-    assert evaluator.compute() == pytest.approx(torchmetrics_figures(pairs, count), abs=1e-6)
+    assert evaluator.compute() == pytest.approx(torchmetrics_metrics(pairs, count), abs=1e-6)
 
 
 @settings(max_examples=100, deadline=None)
@@ -105,12 +105,12 @@ def test_it_is_torchmetrics(seed: int, count: int) -> None:
 def test_it_is_the_development_kits(predicted: NDArray[np.uint8], annotated: NDArray[np.uint8]) -> None:
     evaluator = evaluator_of([(predicted, annotated)], 4)
     counts, accuracies = kit([(predicted, annotated)], 4)
-    figures = evaluator.compute()
+    metrics = evaluator.compute()
     np.testing.assert_array_equal(evaluator.confusion, counts)
     wanted = [-1.0 if np.isnan(value) else value for value in accuracies]
-    assert [figures[f"IoU/c{k}"] for k in range(4)] == pytest.approx(wanted, abs=1e-12)
+    assert [metrics[f"IoU/c{k}"] for k in range(4)] == pytest.approx(wanted, abs=1e-12)
     if not np.isnan(accuracies).any():
-        assert figures["mIoU"] == pytest.approx(np.mean(accuracies), abs=1e-12)
+        assert metrics["mIoU"] == pytest.approx(np.mean(accuracies), abs=1e-12)
 
 
 def test_one_class_alone() -> None:
@@ -121,37 +121,37 @@ def test_figures_counted_by_hand() -> None:
     # 4 pixels of class 0 (3 right), 2 of class 1 (1 right), 1 ignored
     evaluator = evaluator_of([(row(0, 0, 0, 1, 1, 0, 1), row(0, 0, 0, 0, 1, 1, 255))], 2)
     assert evaluator.confusion.tolist() == [[3, 1], [1, 1]]
-    figures = evaluator.compute()
-    assert list(figures) == ["mIoU", "pixel_accuracy", "mean_accuracy", "fw_IoU", "IoU/c0", "IoU/c1"]
+    metrics = evaluator.compute()
+    assert list(metrics) == ["mIoU", "pixel_accuracy", "mean_accuracy", "fw_IoU", "IoU/c0", "IoU/c1"]
     wanted = [(3 / 5 + 1 / 3) / 2, 4 / 6, (3 / 4 + 1 / 2) / 2, (4 * 3 / 5 + 2 * 1 / 3) / 6, 3 / 5, 1 / 3]
-    assert list(figures.values()) == pytest.approx(wanted, abs=1e-12)
-    assert figures[evaluator.main] == figures["mIoU"]
+    assert list(metrics.values()) == pytest.approx(wanted, abs=1e-12)
+    assert metrics[evaluator.main] == metrics["mIoU"]
 
 
 def test_a_class_predicted_but_not_annotated_counts_as_zero() -> None:
-    figures = evaluator_of([(row(0, 0, 0, 2), row(0, 0, 0, 0))], 3).compute()
-    assert figures["IoU/c2"] == 0
-    assert figures["mIoU"] == pytest.approx((3 / 4 + 0) / 2)
-    assert figures["mean_accuracy"] == pytest.approx(3 / 4)  # of annotated classes alone
-    assert figures["fw_IoU"] == pytest.approx(3 / 4)
+    metrics = evaluator_of([(row(0, 0, 0, 2), row(0, 0, 0, 0))], 3).compute()
+    assert metrics["IoU/c2"] == 0
+    assert metrics["mIoU"] == pytest.approx((3 / 4 + 0) / 2)
+    assert metrics["mean_accuracy"] == pytest.approx(3 / 4)  # of annotated classes alone
+    assert metrics["fw_IoU"] == pytest.approx(3 / 4)
 
 
 def test_a_class_annotated_but_not_predicted_counts_as_zero() -> None:
-    figures = evaluator_of([(row(0, 0, 0, 0), row(0, 0, 0, 2))], 3).compute()
-    assert figures["IoU/c2"] == 0
-    assert figures["mIoU"] == pytest.approx((3 / 4 + 0) / 2)
-    assert figures["mean_accuracy"] == pytest.approx((1 + 0) / 2)
+    metrics = evaluator_of([(row(0, 0, 0, 0), row(0, 0, 0, 2))], 3).compute()
+    assert metrics["IoU/c2"] == 0
+    assert metrics["mIoU"] == pytest.approx((3 / 4 + 0) / 2)
+    assert metrics["mean_accuracy"] == pytest.approx((1 + 0) / 2)
 
 
 def test_a_class_in_neither_is_left_out() -> None:
-    figures = evaluator_of([(row(0, 0, 2, 2), row(0, 0, 2, 2))], 3).compute()
-    assert figures["IoU/c1"] == -1
-    assert figures["mIoU"] == figures["mean_accuracy"] == figures["fw_IoU"] == 1
+    metrics = evaluator_of([(row(0, 0, 2, 2), row(0, 0, 2, 2))], 3).compute()
+    assert metrics["IoU/c1"] == -1
+    assert metrics["mIoU"] == metrics["mean_accuracy"] == metrics["fw_IoU"] == 1
 
 
 def test_a_class_predicted_only_where_nothing_counts_is_left_out() -> None:
-    figures = evaluator_of([(row(0, 0, 1), row(0, 0, 255))], 2).compute()
-    assert figures == {
+    metrics = evaluator_of([(row(0, 0, 1), row(0, 0, 255))], 2).compute()
+    assert metrics == {
         "mIoU": 1,
         "pixel_accuracy": 1,
         "mean_accuracy": 1,
@@ -163,16 +163,16 @@ def test_a_class_predicted_only_where_nothing_counts_is_left_out() -> None:
 
 @pytest.mark.parametrize("pairs", [[], [(row(0, 1), row(255, 255))]], ids=["no image", "all ignored"])
 def test_without_pixels_every_figure_is_undefined(pairs: Pairs) -> None:
-    figures = evaluator_of(pairs, 2).compute()
-    assert len(figures) == 6
-    assert set(figures.values()) == {-1.0}
+    metrics = evaluator_of(pairs, 2).compute()
+    assert len(metrics) == 6
+    assert set(metrics.values()) == {-1.0}
 
 
 def test_pixels_are_counted_over_all_images_not_averaged_over_them() -> None:
     big, small = np.zeros((10, 10), np.uint8), np.ones((1, 1), np.uint8)
-    figures = evaluator_of([(big, big), (np.zeros_like(small), small)], 2).compute()
-    assert figures["IoU/c0"] == pytest.approx(100 / 101)
-    assert figures["pixel_accuracy"] == pytest.approx(100 / 101)
+    metrics = evaluator_of([(big, big), (np.zeros_like(small), small)], 2).compute()
+    assert metrics["IoU/c0"] == pytest.approx(100 / 101)
+    assert metrics["pixel_accuracy"] == pytest.approx(100 / 101)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])

@@ -24,12 +24,12 @@ def test_shares_are_those_of_torchmetrics():
     scores = torch.randn(200, 8).softmax(dim=1)
     labels = torch.randint(0, 8, (200,))
     labels[:120] = scores[:120].argmax(dim=1)
-    figures = evaluator(scores, labels.tolist()).compute()
+    metrics = evaluator(scores, labels.tolist()).compute()
     for name, top_k, average in (("top1", 1, "micro"), ("top5", 5, "micro"), ("mean_class", 1, "macro")):
         metric = MulticlassAccuracy(num_classes=8, top_k=top_k, average=average)
-        assert figures[name] == pytest.approx(float(metric(scores, labels)), abs=1e-6)
+        assert metrics[name] == pytest.approx(float(metric(scores, labels)), abs=1e-6)
     each = MulticlassAccuracy(num_classes=8, average="none")(scores, labels)
-    np.testing.assert_allclose([figures[f"top1/{name}"] for name in NAMES], each.numpy(), atol=1e-6)
+    np.testing.assert_allclose([metrics[f"top1/{name}"] for name in NAMES], each.numpy(), atol=1e-6)
 
 
 def test_equal_scores_and_nan_do_not_count_as_found():

@@ -91,7 +91,7 @@ def kit(images: Images, label: int, style: Style, iou: float) -> float:
     return float(np.sum((mrec[k] - mrec[k - 1]) * mpre[k]))
 
 
-def kit_figures(images: Images, style: Style, iou: float) -> list[float]:
+def kit_metrics(images: Images, style: Style, iou: float) -> list[float]:
     """The mean and the classes."""
     each = [kit(images, label, style, iou) for label in range(len(CLASSES))]
     defined = [value for value in each if value >= 0]
@@ -121,10 +121,10 @@ def random_images(seed: int, count: int = 15) -> Images:
 @pytest.mark.parametrize("seed", range(6))
 def test_it_is_the_development_kits(seed: int, iou: float, style: Style) -> None:
     images = random_images(seed)
-    figures = evaluate(images, style=style, iou=iou)
+    metrics = evaluate(images, style=style, iou=iou)
     name = f"AP{round(iou * 100)}"
-    assert list(figures) == [name, *(f"{name}/{each}" for each in CLASSES)]
-    assert list(figures.values()) == pytest.approx(kit_figures(images, style, iou), abs=1e-12)
+    assert list(metrics) == [name, *(f"{name}/{each}" for each in CLASSES)]
+    assert list(metrics.values()) == pytest.approx(kit_metrics(images, style, iou), abs=1e-12)
 
 
 boxes = st.tuples(*[st.integers(0, 6)] * 2, *[st.integers(1, 5)] * 2).map(
@@ -145,7 +145,7 @@ def test_ties_of_scores_and_overlaps(content: list[Any], style: Style) -> None:
         )
         for i, (truth, found) in enumerate(content)
     }
-    expected = kit_figures(images, style, 0.5)
+    expected = kit_metrics(images, style, 0.5)
     assert list(evaluate(images, style=style).values()) == pytest.approx(expected, abs=1e-12)
 
 
@@ -200,10 +200,10 @@ def test_difficult_truths_count_neither_way() -> None:
 )
 def test_empty_cases(images: Images, expected: float) -> None:
     for style in ("area", "11point"):
-        figures = evaluate(images, style=style)
-        assert figures["AP50"] == figures["AP50/cat"] == expected
-        assert figures["AP50/fox"] == -1
-        assert all(type(value) is float for value in figures.values())
+        metrics = evaluate(images, style=style)
+        assert metrics["AP50"] == metrics["AP50/cat"] == expected
+        assert metrics["AP50/fox"] == -1
+        assert all(type(value) is float for value in metrics.values())
 
 
 def test_order_of_images_and_kind_of_ids_do_not_matter() -> None:

@@ -12,12 +12,12 @@ from torch.testing import assert_close
 import mnv2det.models  # noqa: F401 - registers
 from mnv2det.config import load_config
 from mnv2det.errors import ConfigError
+from mnv2det.models.build import assemble, from_config
 from mnv2det.models.counting import multiply_adds, parameters
 from mnv2det.models.layers import ConvNorm
 from mnv2det.models.mobilenet_v2 import MobileNetV2
-from mnv2det.models.model import assemble, from_config
-from mnv2det.models.residual import MobileNetResidual
-from mnv2det.models.weights.files import save_weights
+from mnv2det.models.variants.residual import MobileNetResidual
+from mnv2det.models.weight_file import save_weights
 from mnv2det.structures import Preprocess
 
 # Table 2's repeated layers: where input and output are alike

@@ -12,9 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import mnv2det.models  # noqa: F401 - registers
 from mnv2det.config import Component, ModelConfig, TaskConfig
 from mnv2det.errors import ConfigError
+from mnv2det.models.build import assemble, from_config
 from mnv2det.models.deeplab import MobileDeepLab
-from mnv2det.models.model import Model, assemble, from_config
-from mnv2det.models.weights.files import save_weights
+from mnv2det.models.model import Model
+from mnv2det.models.weight_file import save_weights
 from mnv2det.structures import FeatureInfo, Frame, Preprocess, Target
 
 FEATURES = {

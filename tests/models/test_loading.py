@@ -4,8 +4,9 @@ import torch
 import mnv2det.models  # noqa: F401 - registers
 from mnv2det.config import Component, ModelConfig, TaskConfig
 from mnv2det.errors import ConfigError, WeightsError
-from mnv2det.models.model import Model, assemble, from_config, from_file
-from mnv2det.models.weights.files import read_weights, save_weights
+from mnv2det.models.build import assemble, from_config, from_file
+from mnv2det.models.model import Model
+from mnv2det.models.weight_file import read_weights, save_weights
 from mnv2det.structures import Preprocess
 
 NAMES = ["cat", "cow", "dog"]

@@ -6,10 +6,10 @@ from torch.testing import assert_close
 
 import mnv2det.models  # noqa: F401 - registers
 from mnv2det.errors import ConfigError
+from mnv2det.models.build import assemble
 from mnv2det.models.classifier import Classifier
 from mnv2det.models.counting import multiply_adds, parameters
-from mnv2det.models.mobilenet_v1 import MobileNetV1
-from mnv2det.models.model import assemble
+from mnv2det.models.variants.mobilenet_v1 import MobileNetV1
 from mnv2det.structures import Frame, Preprocess
 
 TAPS = ["block11/16", "last/32"]

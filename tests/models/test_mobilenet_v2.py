@@ -9,7 +9,7 @@ from mnv2det.errors import ConfigError, WeightsError
 from mnv2det.models.classifier import Classifier
 from mnv2det.models.layers import make_divisible
 from mnv2det.models.mobilenet_v2 import MobileNetV2
-from mnv2det.models.weights.loading import convert_torchvision
+from mnv2det.models.torchvision_weights import convert_torchvision
 
 WIDTHS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 

@@ -6,7 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mnv2det.models  # noqa: F401 - registers
 from mnv2det.errors import ConfigError
-from mnv2det.models.model import Model, assemble
+from mnv2det.models.build import assemble
+from mnv2det.models.model import Model
 from mnv2det.models.ssdlite import SSDLite
 from mnv2det.ops.boxes import encode
 from mnv2det.ops.matcher import match, pad_targets
@@ -74,10 +75,10 @@ def test_any_input_size(size: tuple[int, int]):
 @pytest.mark.parametrize(("score", "private"), [("sigmoid", 0), ("softmax", 1)])
 def test_a_folded_head_has_no_background_that_nobody_reads(score: str, private: int, lite: bool):
     head, features = small_head(score=score, lite=lite, prior=None).eval(), small_features()
-    before = head.infer(features)
+    before = head.forward_export(features)
     head.fold()
     head.fold()
-    after = head.infer(features)
+    after = head.forward_export(features)
     assert after["logits"].shape[-1] == 3 + private
     assert_close(after["logits"], before["logits"][..., 1 - private :])
     assert_close(after["codes"], before["codes"])

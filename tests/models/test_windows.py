@@ -15,7 +15,8 @@ from torch.testing import assert_close
 import mnv2det.models  # noqa: F401 - registers
 from mnv2det.data.loader import stack
 from mnv2det.data.transforms import fit
-from mnv2det.models.model import Model, assemble
+from mnv2det.models.build import assemble
+from mnv2det.models.model import Model
 from mnv2det.models.windows import windows
 from mnv2det.structures import Detections, Fit, Frame, Preprocess, Segmentation
 

@@ -1,0 +1,147 @@
+"""Work on many files in several processes: in order, with progress, and past a file that kills its process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import tempfile
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, NamedTuple, TypeVar
+
+from tqdm import tqdm
+
+from mnv2det.errors import DataError
+
+Job = TypeVar("Job")
+Done = TypeVar("Done")
+GROUP = 16  # jobs handed over at once
+MOST_CRASHES = 20
+
+
+class Crash(NamedTuple):
+    """In place of a result: the process that worked on it died."""
+
+    reason: str
+
+
+class _Worker:
+    """What a worker process keeps."""
+
+    work: Callable[[Any], Any]
+    listening = False
+
+
+def parallel(
+    work: Callable[[Job], Done], jobs: Sequence[Job], workers: int, *, desc: str, unit: str
+) -> list[Done | Crash]:
+    """The results of ``work`` on every job, in their order.
+
+    Args:
+        work: Raises nothing that is to be expected.
+        jobs: Few bytes each; only some are handed over at a time.
+        workers: Processes.
+        desc: For the progress bar, which is shown on a terminal alone.
+        unit: Likewise.
+
+    Raises:
+        DataError: Processes die so often that it cannot be the files.
+    """
+    if not jobs:
+        return []
+    results: list[Any] = [None] * len(jobs)
+    waiting = deque(list(range(first, min(first + GROUP, len(jobs)))) for first in range(0, len(jobs), GROUP))
+    with tqdm(total=len(jobs), desc=desc, unit=unit, leave=False, disable=None) as bar:
+
+        def keep(group: list[int], found: list[Any]) -> None:
+            for index, one in zip(group, found, strict=True):
+                results[index] = one
+            bar.update(len(group))
+
+        crashes = 0
+        while waiting:
+            lost = _run(work, jobs, waiting, min(workers, len(waiting)), keep)
+            # one at a time, so that it is known which of them does it
+            single = deque([index] for group in lost for index in group)
+            while single:
+                left = _run(work, jobs, single, 1, keep, ahead=1)
+                if left:
+                    keep(left[0], [Crash("its process died while reading it")])
+                    crashes += 1
+                if crashes > MOST_CRASHES:
+                    raise DataError(f"{crashes} processes died ({desc}); is there enough memory? Try fewer workers")
+    return results
+
+
+def _run(
+    work: Callable[[Job], Done],
+    jobs: Sequence[Job],
+    groups: deque[list[int]],
+    workers: int,
+    keep: Callable[[list[int], list[Any]], None],
+    *,
+    ahead: int = 4,
+) -> list[list[int]]:
+    """Empties ``groups`` until a process dies; gives those that were handed over then."""
+    pool = ProcessPoolExecutor(
+        workers,
+        # forked workers need no imports of their own
+        mp_context=multiprocessing.get_context("fork" if sys.platform == "linux" else None),
+        initializer=_start,
+        initargs=(work,),
+    )
+    handed: dict[Future[list[Any]], list[int]] = {}
+    try:
+        while groups or handed:
+            while groups and len(handed) < ahead * workers:
+                handed[pool.submit(_work, [jobs[index] for index in groups[0]])] = groups[0]
+                groups.popleft()
+            for future in wait(handed, return_when=FIRST_COMPLETED).done:
+                keep(handed[future], future.result())
+                del handed[future]
+    except BrokenProcessPool:
+        return list(handed.values())
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    return []
+
+
+def _start(work: Callable[[Any], Any]) -> None:
+    """One thread per worker; signals to the group are for the parent, and without it there is no work."""
+    import cv2
+
+    os.setpgrp()
+    cv2.setNumThreads(0)
+    warnings.simplefilter("ignore")
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    _Worker.work = staticmethod(work)
+    # decoders only print what they find damaged
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+    _Worker.listening = True
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _work(jobs: list[Any]) -> list[Any]:
+    return [_Worker.work(job) for job in jobs]
+
+
+def printed() -> str:
+    """What libraries have printed in this process since the last call; empty outside of `parallel`."""
+    if not _Worker.listening:
+        return ""
+    text = os.pread(2, 4000, 0).decode("utf-8", "replace")
+    os.ftruncate(2, 0)
+    os.lseek(2, 0, os.SEEK_SET)
+    return text

@@ -1,0 +1,266 @@
+"""Checking the data of a config or a folder: what is wrong, and whether the anchors fit (docs/data.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mnv2det.check.anchor_fit import AnchorFit, Detector, config_detector, default_detector, fit_anchors
+from mnv2det.check.boxes import check_boxes
+from mnv2det.check.classes import Counts, box_counts, check_classes, check_names
+from mnv2det.check.files import Job, See, Seen, see
+from mnv2det.check.findings import KINDS, SEVERITIES, Finding
+from mnv2det.check.fix import check_target, write_fixed
+from mnv2det.check.folder import recognise, unlisted
+from mnv2det.check.parts import config_splits, read_parts
+from mnv2det.check.pictures import check_duplicates, check_masks, check_pictures, mask_classes
+from mnv2det.check.pool import Crash, parallel
+from mnv2det.check.split import Array, Split, mask_counts
+from mnv2det.config import Config, load_config
+from mnv2det.engine.build import check
+from mnv2det.errors import ConfigError
+
+FORMAT = 1
+
+
+@dataclass
+class Part:
+    """One part of the data, judged.
+
+    Attributes:
+        split: What was read.
+        seen: What its pictures hold.
+        sizes: int64 (P, 2), (H, W) of each.
+        good: bool (N,), boxes that are there to be learned from.
+        counts: Of those, by class.
+        pixels: Of masks, by class.
+    """
+
+    split: Split
+    seen: list[Seen]
+    sizes: Array
+    good: Array
+    counts: Counts
+    pixels: Counts
+
+
+@dataclass
+class Report:
+    """What a check found.
+
+    Attributes:
+        source: As it was named.
+        parts: In order.
+        findings: Errors first, in the order of `KINDS`.
+        anchors: How the detector's anchors fit; None without boxes or detector.
+        remarks: Lines on what could not be known.
+        fixed: Findings and what the cleaned copy did about them; None where none was asked for.
+    """
+
+    source: str
+    parts: list[Part]
+    findings: list[Finding]
+    anchors: AnchorFit | None
+    remarks: list[str] = field(default_factory=list)
+    fixed: list[tuple[Finding, str]] | None = None
+
+    def counts(self) -> dict[str, int]:
+        """Findings by severity."""
+        found = Counter(finding.severity for finding in self.findings)
+        return {severity: found[severity] for severity in SEVERITIES}
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys that docs/data.md promises."""
+        kinds = Counter(finding.kind for finding in self.findings)
+        return {
+            "format": FORMAT,
+            "source": self.source,
+            "root": str(self.parts[0].split.root),
+            "counts": self.counts(),
+            "kinds": {
+                kind: {"severity": KINDS[kind].severity, "title": KINDS[kind].title, "count": kinds[kind]}
+                for kind in KINDS
+                if kinds[kind]
+            },
+            "splits": {part.split.name: summary(part) for part in self.parts},
+            "anchors": dataclasses.asdict(self.anchors) if self.anchors else None,
+            "remarks": self.remarks,
+            "findings": [finding.to_json() for finding in self.findings],
+            "fixed": None
+            if self.fixed is None
+            else [{**finding.to_json(), "action": action} for finding, action in self.fixed],
+        }
+
+
+def check_data(
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    workers: int = 1,
+    size: tuple[int, int] | None = None,
+    mask_count: int | None = None,
+    fix: str | Path | None = None,
+) -> Report:
+    """Reads every picture and annotation of a data set and lists all that is wrong.
+
+    Args:
+        source: A YAML of configs/, a run folder, or a folder in VOC's layout or with COCO-style json.
+        overrides: ``key=value`` on the config.
+        workers: Processes that read.
+        size: (H, W) of the network's input, for the anchors; None takes the config's, 320x320 for a folder.
+        mask_count: Number of mask classes, for a folder.
+        fix: Where to write a cleaned copy.
+
+    Raises:
+        ConfigError: The config is wrong, or ``fix`` would write where it must not.
+        DataError: There is no such data set at all, or no list or json of it can be read.
+    """
+    path = Path(os.path.normpath(source))
+    config = _config(path, overrides)
+    aside: list[Finding] = []
+    if config is None:
+        found, aside = recognise(path, mask_count)
+        splits = read_parts(found, path, workers)
+    else:
+        if mask_count is not None:
+            raise ConfigError("--mask-classes is for a folder: a config names its mask classes")
+        check(config)
+        splits = config_splits(config, workers)
+    if fix is not None:
+        check_target(Path(fix), splits[0].root, splits)
+    parts, findings = _judge(splits, workers)
+    findings = aside + findings + (unlisted(splits) if config is None else [])
+    remarks: list[str] = []
+    anchors = None
+    boxed = [part for part in parts if part.good.any()]
+    # those that are to be learned, where it is known which
+    boxed = [part for part in boxed if part.split.role == "train"] or boxed
+    if boxed:
+        detector = _detector(config, size, boxed[0], remarks)
+        anchors = None if detector is None else fit_anchors(detector, *_boxes(boxed))
+        if anchors is not None:
+            findings += anchors.findings(boxed[0].split.name)
+    order = {kind: (SEVERITIES.index(KINDS[kind].severity), place) for place, kind in enumerate(KINDS)}
+    findings.sort(key=lambda finding: order[finding.kind])
+    report = Report(str(source), parts, findings, anchors, remarks)
+    if fix is not None:
+        report.fixed = write_fixed(splits, findings, [part.sizes for part in parts], Path(fix))
+    return report
+
+
+def _config(path: Path, overrides: Sequence[str]) -> Config | None:
+    """The config that a path means, or None for a folder of data."""
+    run = path / "config.yaml"
+    if not path.exists():
+        raise ConfigError(f"{path}: no such config or folder")
+    if path.is_file() and path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"{path}: expected a config (.yaml) or a folder of data")
+    if not path.is_dir() or run.is_file():
+        return load_config(run if run.is_file() else path, overrides)
+    if overrides:
+        raise ConfigError(f"{path}: is a folder; overrides such as '{overrides[0]}' are for a config")
+    return None
+
+
+def _judge(splits: Sequence[Split], workers: int) -> tuple[list[Part], list[Finding]]:
+    """Reads all pictures and collects all findings."""
+    seen = [_see_all(split, workers) for split in splits]
+    guessed = mask_classes(splits, seen)
+    findings: list[Finding] = []
+    parts = []
+    for split, one in zip(splits, seen, strict=True):
+        if split.mask_names is None:
+            split.mask_names = [f"id {number}" for number in range(guessed)]
+        found, sizes = check_pictures(split, one)
+        more, good = check_boxes(split, sizes)
+        named, known = check_names(split)
+        masks = check_masks(split, one, sizes, len(split.mask_names))
+        findings += split.findings + found + more + named + masks
+        good &= known
+        parts.append(Part(split, one, sizes, good, box_counts(split, good), _pixels(split, one)))
+    boxed = [part for part in parts if part.split.boxed]
+    if boxed:
+        findings += check_classes([part.split for part in boxed], [part.counts for part in boxed])
+    masked = [part for part in parts if part.pixels]
+    if masked:
+        findings += check_classes([part.split for part in masked], [part.pixels for part in masked], unit="pixels")
+    return parts, findings + check_duplicates(splits, seen)
+
+
+def _see_all(split: Split, workers: int) -> list[Seen]:
+    """Looks at every picture and mask of a part."""
+    desc = f"{split.name}: images"
+    found: Sequence[Seen | Crash]
+    if split.dataset is not None:
+        found = parallel(See(split.dataset), range(len(split.dataset)), workers, desc=desc, unit="image")
+    else:
+        classes = len(split.mask_names) if split.mask_names is not None else 255
+        jobs = [Job(picture.file, picture.mask, classes) for picture in split.pictures]
+        found = parallel(see, jobs, workers, desc=desc, unit="image")
+    seen = [Seen(("image_broken", one.reason)) if isinstance(one, Crash) else one for one in found]
+    if split.dataset is not None:
+        split.take_targets([one.target for one in seen])
+    return seen
+
+
+def _pixels(split: Split, seen: Sequence[Seen]) -> dict[str, int]:
+    """Pixels by mask class; empty without masks."""
+    masks = [one.mask.counts for one in seen if one.mask]
+    if not masks or split.mask_names is None:
+        return {}
+    total = mask_counts(masks)
+    if split.mask_guessed:
+        return {split.mask_names[key]: pixels for key, pixels in total.items() if 0 <= key < len(split.mask_names)}
+    return {name: total.get(key, 0) for key, name in enumerate(split.mask_names)}
+
+
+def _detector(config: Config | None, size: tuple[int, int] | None, part: Part, remarks: list[str]) -> Detector | None:
+    if config is None:
+        return default_detector(size or (320, 320))
+    return config_detector(config, size, list(part.counts), remarks)
+
+
+def _boxes(parts: Sequence[Part]) -> tuple[Array, Array, Array, list[str]]:
+    """Boxes to learn from of all parts: clipped corners, their pictures' sizes, labels, and the labels' names."""
+    names = list(dict.fromkeys(name for part in parts for name in part.counts))
+    corners, sizes, labels = [], [], []
+    for part in parts:
+        boxes = part.split.boxes
+        rows = part.good & ~boxes.ignore
+        size = part.sizes[boxes.image[rows]]
+        known = (size > 0).all(axis=1)
+        corners.append(np.clip(boxes.corners[rows], 0, np.tile(size[:, ::-1], 2))[known])
+        sizes.append(size[known])
+        table = np.array([names.index(name) if name in part.counts else -1 for name in boxes.names], np.int64)
+        labels.append(table[boxes.label[rows]][known])
+    return np.concatenate(corners), np.concatenate(sizes), np.concatenate(labels), names
+
+
+def summary(part: Part) -> dict[str, Any]:
+    """One part in figures."""
+    split, boxes = part.split, part.split.boxes
+    used = part.good & ~boxes.ignore
+    images = np.unique(np.stack([boxes.label[used], boxes.image[used]]), axis=1)[0]
+    with_class = dict(zip(boxes.names, np.bincount(images, minlength=len(boxes.names)).tolist(), strict=True))
+    sizes = Counter(f"{width}x{height}" for height, width in part.sizes.tolist() if height and width)
+    boxed = {index for index, picture in enumerate(split.pictures) if picture.boxed}
+    return {
+        "about": split.about,
+        "images": len(split.pictures),
+        "readable": sum(one.problem is None for one in part.seen),
+        "annotated": len(boxed),
+        "without_boxes": len(boxed - set(boxes.image[part.good].tolist())),
+        "boxes": int(used.sum()),
+        "ignored": int((part.good & boxes.ignore).sum()),
+        "classes": {name: {"boxes": number, "images": with_class.get(name, 0)} for name, number in part.counts.items()},
+        "mask_pixels": dict(part.pixels),
+        "picture_sizes": dict(sizes.most_common(20)),
+        "distinct_sizes": len(sizes),
+    }

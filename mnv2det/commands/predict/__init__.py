@@ -1,0 +1,1 @@
+"""Predicting files, folders, videos and cameras."""

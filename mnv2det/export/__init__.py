@@ -1,0 +1,1 @@
+"""From a model of ours to the graph that other runtimes execute."""

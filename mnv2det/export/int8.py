@@ -1,0 +1,105 @@
+"""Post-training int8 of an exported network, calibrated on pictures."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnv2det.export.program import INPUT
+from mnv2det.io import import_optional
+
+# what is computed in int8; all else of a network is cheap, or surrounds it
+# (a convolution and the ReLU behind it are one operator: not named, it would be rounded before it is clipped)
+CLIPPING = ("Clip", "Relu")
+QUANTIZED = ("Conv", "Add", *CLIPPING)
+
+
+def to_int8(proto: Any, inputs: Iterable[NDArray[np.uint8]]) -> Any:
+    """The same network in int8 where that pays, by onnxruntime's static quantisation.
+
+    Activations have eight unsigned bits and one range, weights eight signed bits and a range per
+    channel. That holds for the first convolution, as pixels have no more than 256 values, and for the
+    last ones: in float32 they would be a fifth of the time and nearly half of the file, for no better
+    results (docs/results.md). What follows them stays in float32.
+
+    Args:
+        proto: An ``onnx.ModelProto`` of `mnv2det.export.program.to_onnx`.
+        inputs: What it is to be calibrated on, uint8 (1, H, W, 3) each, brought to its input's size
+            if the form is raw.
+
+    Returns:
+        An ``onnx.ModelProto``.
+
+    Raises:
+        ConfigError: onnxruntime or ONNX is not installed.
+    """
+    library = import_optional("onnxruntime.quantization", "export")
+    onnx = import_optional("onnx", "export")
+    logger, level = logging.getLogger(), logging.getLogger().level
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "int8.onnx"
+        logger.setLevel(logging.ERROR)  # it advises on what was done already
+        try:
+            library.quantize_static(
+                # it moves the weights of what it is given into a file of its own
+                onnx.ModelProto.FromString(proto.SerializeToString()),
+                path,
+                _reader(library.CalibrationDataReader, inputs),
+                quant_format=library.QuantFormat.QDQ,
+                op_types_to_quantize=list(QUANTIZED),
+                per_channel=True,
+                activation_type=library.QuantType.QUInt8,
+                weight_type=library.QuantType.QInt8,
+                nodes_to_exclude=sorted(kept_exact(proto)),
+                calibrate_method=library.CalibrationMethod.MinMax,
+            )
+        finally:
+            logger.setLevel(level)
+        return onnx.load(str(path))
+
+
+def kept_exact(proto: Any) -> set[str]:
+    """Names of the nodes that are not quantised: all before the first convolution, all behind the last ones.
+
+    Args:
+        proto: An ``onnx.ModelProto``; its nodes are in the order of computation.
+    """
+    exact = set()
+    # values that come out of a convolution, at once or on a longer way
+    fresh: set[str] = set()
+    behind: set[str] = set()
+    clips = set()
+    for node in proto.graph.node:
+        if node.op_type == "Conv":
+            fresh.update(node.output)
+        elif not behind & set(node.input):
+            exact.add(node.name)
+            continue
+        behind.update(node.output)
+        if node.op_type in CLIPPING and fresh & set(node.input):
+            clips.add(node.name)
+    # values that go into one
+    ahead: set[str] = set()
+    for node in reversed(proto.graph.node):
+        if ahead & set(node.output) or node.op_type == "Conv":
+            ahead.update(node.input)
+        elif node.name not in clips:
+            exact.add(node.name)
+    return exact
+
+
+def _reader(base: type, inputs: Iterable[NDArray[np.uint8]]) -> Any:
+    """The pictures, as onnxruntime asks for them."""
+    feeds: Iterator[dict[str, NDArray[np.uint8]]] = ({INPUT: image} for image in inputs)
+
+    class Reader(base):
+        def get_next(self) -> Any:
+            return next(feeds, None)
+
+    return Reader()

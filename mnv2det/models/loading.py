@@ -1,0 +1,148 @@
+"""Initial weights: where they come from and how much of them fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mnv2det.errors import WeightsError, near
+from mnv2det.models.head import ClassRows
+from mnv2det.models.model import Model
+from mnv2det.models.torchvision_weights import TORCHVISION, download_torchvision
+from mnv2det.models.weight_file import Header, plain, read_weights
+
+
+def open_weights(source: str) -> tuple[dict[str, Tensor], Header]:
+    """Reads weights from one of our files or from torchvision.
+
+    Args:
+        source: A safetensors file, or ``torchvision:IMAGENET1K_V2`` (downloaded by torchvision
+            into its cache when it is not there yet).
+
+    Raises:
+        WeightsError: There is no such file or enum, or it is damaged.
+    """
+    return download_torchvision(source) if source.startswith(TORCHVISION) else read_weights(source)
+
+
+def head_source(task: str, kind: str, header: Header | None) -> str | None:
+    """The task of a weight file whose head a new one of this kind can start from, None if there is none."""
+    if header is None:
+        return None
+    alike = [name for name, head in header.heads.items() if head["name"] == kind]
+    return task if task in alike else alike[0] if len(alike) == 1 else None
+
+
+def load_into(model: Model, tensors: Mapping[str, Tensor], header: Header, *, where: str) -> list[str]:
+    """Copies what fits: the whole backbone, and of heads of the same kind and structure all but other classes.
+
+    With another class list a head keeps its layers; in those that have a row per class, classes of
+    the same name keep theirs, and the others start anew.
+
+    Args:
+        model: With fresh weights.
+        tensors: As in a weight file.
+        header: Its header.
+        where: Name of the source, for messages.
+
+    Returns:
+        Lines that say what was loaded and what was left out.
+
+    Raises:
+        WeightsError: A tensor of the backbone is missing or of another shape; names them.
+    """
+    own: dict[str, Tensor] = model.state_dict()
+    names = [name for name in own if name.startswith("backbone.")]
+    notes = []
+    # a segmenter's file ends before the last convolution, which a detector reads
+    if not any(name.startswith("backbone.last.") for name in tensors):
+        fresh = [name for name in names if name.startswith("backbone.last.")]
+        names = [name for name in names if name not in fresh]
+        notes += [f"{where}: backbone.last starts from random weights (the file ends before it)"] if fresh else []
+    if wrong := [problem for name in names if (problem := _misfit(name, own[name], tensors))]:
+        raise WeightsError(f"{where}: {len(wrong)} of {len(names)} backbone tensors do not fit: {'; '.join(wrong[:3])}")
+    chosen = {name: tensors[name] for name in names}
+    notes.append(f"{where}: loaded backbone ({len(names)} tensors)")
+    used = set()
+    for task in model.heads:
+        source = head_source(task, model.spec["heads"][task]["name"], header)
+        found, note = _head_tensors(model, task, source, own, tensors, header)
+        chosen |= found
+        used |= {source} if found else set()
+        notes.append(f"{where}: {note}")
+    if left := sorted(f"heads.{task}" for task in header.heads if task not in used):
+        notes.append(f"{where}: left out {', '.join(left)}")
+    model.load_state_dict({**own, **chosen})
+    return notes
+
+
+def _head_tensors(
+    model: Model,
+    task: str,
+    source: str | None,
+    own: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    header: Header,
+) -> tuple[dict[str, Tensor], str]:
+    """What one head starts from, by our names, and a line that says so."""
+    head: Any = model.heads[task]
+    anew = f"heads.{task} starts from random weights"
+    if source is None:
+        return {}, f"{anew} (the file has no head of its kind)"
+    kept, theirs = model.spec["heads"][task]["args"], header.heads[source]["args"]
+    for key in head.architecture_args:
+        if key in theirs and plain(kept[key]) != plain(theirs[key]):
+            return {}, f"{anew} (its {key} is {plain(kept[key])}, the file's {plain(theirs[key])})"
+    prefix, names, old = f"heads.{task}.", model.classes[task], header.classes[source]
+    rows = head.class_rows() if names != old else {}
+    found: dict[str, Tensor] = {}
+    fresh: set[str] = set()
+    for name in (name for name in own if name.startswith(prefix)):
+        other = f"heads.{source}.{name.removeprefix(prefix)}"
+        part = rows.get(name.removeprefix(prefix))
+        if other not in tensors and name.removeprefix(prefix).startswith(head.optional_layers):
+            layer, _, rest = name.removeprefix(prefix).partition(".")
+            fresh.add(layer)
+            if rest == "1.weight":
+                # what they add starts from nothing, so that the head goes on as it was
+                found[name] = torch.zeros_like(own[name])
+            continue
+        if part is not None and other in tensors:
+            found[name] = _keep_rows(own[name], tensors[other], part, names, old)
+        elif problem := _misfit(other, own[name], tensors):
+            return {}, f"{anew} ({problem})"
+        else:
+            found[name] = tensors[other]
+    but = f"; {', '.join(sorted(fresh))} starts from fresh weights" if fresh else ""
+    if names == old:
+        return found, f"loaded heads.{task} ({len(found)} tensors){but}"
+    same = [name for name in names if name in old]
+    kept_names = f"{', '.join(same[:8])}{' ...' if len(same) > 8 else ''} keep theirs" if same else "none keeps its own"
+    count = len(names) - len(same)
+    return found, f"loaded heads.{task} but for its class rows: {count} of {len(names)} start anew, {kept_names}{but}"
+
+
+def _keep_rows(own: Tensor, theirs: Tensor, part: ClassRows, names: Sequence[str], old: Sequence[str]) -> Tensor:
+    """Fresh rows, with those of private channels and of classes that both lists name taken over."""
+    rest = tuple(own.shape[1:])
+    if tuple(theirs.shape) != (part.groups * (part.private + len(old)), *rest):
+        return own
+    mine = own.clone().view(part.groups, part.private + len(names), *rest)
+    given = theirs.to(own.dtype).view(part.groups, part.private + len(old), *rest)
+    mine[:, : part.private] = given[:, : part.private]
+    both = [(names.index(name), old.index(name)) for name in names if name in old]
+    if both:
+        to, of = (torch.tensor(column) + part.private for column in zip(*both, strict=True))
+        mine[:, to] = given[:, of]
+    return mine.view(-1, *rest)
+
+
+def _misfit(name: str, own: Tensor, tensors: Mapping[str, Tensor]) -> str:
+    if name not in tensors:
+        return f"'{name}' is missing{near(name, tensors) if name.startswith('backbone') and len(tensors) < 400 else ''}"
+    if tensors[name].shape != own.shape:
+        return f"'{name}' is {list(tensors[name].shape)}, expected {list(own.shape)}"
+    return ""

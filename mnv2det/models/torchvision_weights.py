@@ -1,0 +1,92 @@
+"""torchvision's MobileNetV2 under this package's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mnv2det.errors import WeightsError, near
+from mnv2det.models.mobilenet_v2 import MobileNetV2, width_of
+from mnv2det.models.weight_file import Header
+from mnv2det.structures import Preprocess
+
+TORCHVISION = "torchvision:"
+
+
+def convert_torchvision(state: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tensor], Header]:
+    """Renames a state dict of torchvision's ``mobilenet_v2``, of any width.
+
+    Args:
+        state: ``features.0.0.weight`` ... and, if it has one, ``classifier.1.*``.
+        where: Name of the source, for messages.
+
+    Returns:
+        Tensors under our names (backbone, and head ``cls`` with a classifier), and the header.
+
+    Raises:
+        WeightsError: A tensor is missing, superfluous or of an unexpected shape; names it.
+    """
+    theirs = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
+    if "features.18.0.weight" not in theirs or "features.0.0.weight" not in theirs:
+        raise WeightsError(f"{where}: not a torchvision mobilenet_v2: tensor 'features.18.0.weight' is missing")
+    width = width_of(
+        theirs["features.0.0.weight"].shape[0],
+        [
+            theirs[f"features.{n}.conv.{1 if n == 1 else 2}.weight"].shape[0]
+            for n in range(1, 18)
+            if f"features.{n}.conv.{1 if n == 1 else 2}.weight" in theirs
+        ],
+        where=where,
+    )
+    args: dict[str, Any] = {"width": width, "padding": "symmetric", "norm_eps": 1e-5}
+    ours = MobileNetV2(**args).state_dict()
+    # both list the same convolutions and norms in the order of the network
+    if len(ours) != len(theirs):
+        raise WeightsError(f"{where}: {len(theirs)} backbone tensors, expected {len(ours)}")
+    tensors: dict[str, Tensor] = {}
+    for (name, like), (other, tensor) in zip(ours.items(), theirs.items(), strict=True):
+        if like.shape != tensor.shape:
+            raise WeightsError(f"{where}: tensor '{other}' is {list(tensor.shape)}, expected {list(like.shape)}")
+        tensors[f"backbone.{name}"] = tensor
+    header = Header(
+        backbone={"name": "mobilenet_v2", "args": args},
+        preprocess=Preprocess((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        provenance={"source": where},
+    )
+    if "classifier.1.weight" in state:
+        tensors["heads.cls.linear.weight"] = state["classifier.1.weight"]
+        tensors["heads.cls.linear.bias"] = state["classifier.1.bias"]
+        header.heads = {"cls": {"name": "classifier", "args": {}}}
+        header.classes = {"cls": [str(n) for n in range(len(state["classifier.1.bias"]))]}
+    return tensors, header
+
+
+def download_torchvision(source: str) -> tuple[dict[str, Tensor], Header]:
+    """Downloads weights by torchvision's own downloader, with its checksum, into its cache.
+
+    Args:
+        source: ``torchvision:IMAGENET1K_V2``, say.
+
+    Raises:
+        WeightsError: torchvision has no such weights, or they cannot be downloaded.
+    """
+    from torchvision.models import MobileNet_V2_Weights
+
+    name = source.removeprefix(TORCHVISION)
+    known = [member.name for member in MobileNet_V2_Weights]
+    if name not in known and name != "DEFAULT":
+        raise WeightsError(f"{source}: torchvision has no such MobileNetV2 weights{near(name, known)}")
+    member = MobileNet_V2_Weights[name]
+    try:
+        state = member.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        cache = Path("~/.cache/torch/hub/checkpoints").expanduser()
+        raise WeightsError(
+            f"{source}: download failed ({error}); put {member.url.rsplit('/', 1)[-1]} into {cache} by hand"
+        ) from None
+    tensors, header = convert_torchvision(state, where=source)
+    header.classes = {"cls": list(member.meta["categories"])}
+    return tensors, header

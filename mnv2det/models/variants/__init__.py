@@ -1,0 +1,1 @@
+"""The backbones that the paper compares MobileNetV2 with."""

@@ -1,0 +1,1 @@
+"""The MobileNetV2 paper's tables beside what this code computes."""

@@ -1,0 +1,1 @@
+"""Running a model, whatever library computes it: `Predictor` and the runtimes behind it."""
