@@ -32,8 +32,8 @@ from torchvision.models.detection.ssd import SSD
 
 from mnv2det import Predictor
 from mnv2det.commands.export import CALIBRATION, write_int8
+from mnv2det.data.fit import fit
 from mnv2det.data.images import list_images, read_image
-from mnv2det.data.transforms import fit
 from mnv2det.export.program import ExportMetadata, to_onnx, write
 from mnv2det.io import evenly_spread
 from mnv2det.models.build import from_file, weights_of

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from mnv2det.commands.accuracy import LabelledSet, config_of
 from mnv2det.commands.compare import Differences, compare
+from mnv2det.data.fit import fit
 from mnv2det.data.images import list_images, read_image
-from mnv2det.data.transforms import fit
 from mnv2det.engine.build import build_dataset
 from mnv2det.errors import ConfigError, DataError, Mnv2detError, WeightsError
 from mnv2det.export.int8 import to_int8

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mnv2det.data.fit import fit
 from mnv2det.data.images import decode_image, read_image
-from mnv2det.data.transforms import fit
 from mnv2det.errors import ConfigError, DataError
 from mnv2det.export.program import SUFFIXES
 from mnv2det.models.build import assemble, from_file, weights_of
