@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnv2det.export.program import INPUT
 from mnv2det.io import import_optional
 
-# what is computed in int8; all else of a network is cheap, or surrounds it
-# (a convolution and the ReLU behind it are one operator: not named, it would be rounded before it is clipped)
+# the operators that are computed in int8: all others are cheap, or come before or after the network.
+# Clipping is among them because a convolution and the ReLU behind it become one operator; otherwise the
+# convolution's result would be rounded before it is clipped.
 CLIPPING = ("Clip", "Relu")
 QUANTIZED = ("Conv", "Add", *CLIPPING)
 
@@ -29,9 +29,8 @@ def to_int8(proto: Any, inputs: Iterable[NDArray[np.uint8]]) -> Any:
     results (docs/results.md). What follows them stays in float32.
 
     Args:
-        proto: An ``onnx.ModelProto`` of `mnv2det.export.program.to_onnx`.
-        inputs: What it is to be calibrated on, uint8 (1, H, W, 3) each, brought to its input's size
-            if the form is raw.
+        proto: An ``onnx.ModelProto`` as `mnv2det.export.program.ExportProgram.onnx` makes it; it is not changed.
+        inputs: What it is calibrated on, uint8 (1, H, W, 3) each; of the input's size if the form is raw.
 
     Returns:
         An ``onnx.ModelProto``.
@@ -44,13 +43,13 @@ def to_int8(proto: Any, inputs: Iterable[NDArray[np.uint8]]) -> Any:
     logger, level = logging.getLogger(), logging.getLogger().level
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
-        logger.setLevel(logging.ERROR)  # it advises on what was done already
+        logger.setLevel(logging.ERROR)  # it recommends preparations that are already made
         try:
             library.quantize_static(
-                # it moves the weights of what it is given into a file of its own
+                # a copy: quantize_static moves the weights of its argument into a file of its own
                 onnx.ModelProto.FromString(proto.SerializeToString()),
                 path,
-                _reader(library.CalibrationDataReader, inputs),
+                _reader(library.CalibrationDataReader, proto.graph.input[0].name, inputs),
                 quant_format=library.QuantFormat.QDQ,
                 op_types_to_quantize=list(QUANTIZED),
                 per_channel=True,
@@ -94,9 +93,9 @@ def kept_exact(proto: Any) -> set[str]:
     return exact
 
 
-def _reader(base: type, inputs: Iterable[NDArray[np.uint8]]) -> Any:
-    """The pictures, as onnxruntime asks for them."""
-    feeds: Iterator[dict[str, NDArray[np.uint8]]] = ({INPUT: image} for image in inputs)
+def _reader(base: type, name: str, inputs: Iterable[NDArray[np.uint8]]) -> Any:
+    """Hands the inputs, under the name of the network's input, to onnxruntime one by one."""
+    feeds: Iterator[dict[str, NDArray[np.uint8]]] = ({name: image} for image in inputs)
 
     class Reader(base):
         def get_next(self) -> Any:

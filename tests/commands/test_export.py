@@ -17,8 +17,9 @@ from mnv2det.commands.compare import Differences, compare, unmatched
 from mnv2det.commands.export import export
 from mnv2det.errors import ConfigError, DataError, WeightsError
 from mnv2det.export.int8 import kept_exact
-from mnv2det.export.program import ExportMetadata, to_onnx, write
+from mnv2det.export.program import ExportMetadata, ExportProgram
 from mnv2det.models.build import from_file
+from mnv2det.runtime.base import write
 from mnv2det.runtime.predictor import Predictor
 from mnv2det.structures import Detections
 
@@ -68,7 +69,7 @@ def test_every_format_and_form(folder: Path, suffix: str, form):
     write(model, ExportMetadata(header, form), path)
     for backend in RUNTIMES[suffix]:
         exported = Predictor(path, backend=backend)
-        assert exported.backend.metadata.form == form
+        assert exported.session.metadata.form == form
         assert exported.classes == {"det": ["cat", "dog"], "cls": ["one", "two", "three"]}
         assert_same(compare(Predictor(source), exported, pictures()), least=20)
 
@@ -165,7 +166,7 @@ def test_an_export_that_differs_is_not_written(folder: Path, tmp_path: Path):
 
 def test_nothing_of_this_machine_is_in_the_file(folder: Path):
     model, header = from_file(str(weights(folder, "det", "seg")))
-    proto = to_onnx(model, ExportMetadata(header, "complete"))
+    proto = ExportProgram(model, ExportMetadata(header, "complete")).onnx
     data = proto.SerializeToString()
     for secret in (str(Path.cwd()), str(Path(torch.__file__).parent), "site-packages"):
         assert secret.encode() not in data
@@ -191,7 +192,7 @@ def test_int8_keeps_the_ends_and_runs_everywhere(folder: Path, tmp_path: Path):
     for name, backend in (("int8.onnx", "onnxruntime"), ("int8.onnx", "openvino"), ("int8.xml", "openvino")):
         small = Predictor(tmp_path / name, backend=backend)
         assert small.precision == "int8"
-        assert small.backend.metadata.precision == "int8"
+        assert small.session.metadata.precision == "int8"
         assert len(small(shown[0])["det"].scores) > 0
         other = small.run(shown)["det.logits"].flatten()
         assert torch.corrcoef(torch.stack([logits, other]))[0, 1] > 0.9
