@@ -152,10 +152,10 @@ def bench(
     settings = Settings(threads, heads, memory_budget, component_modules())
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, ExitStack() as opened:
         int8_wanted = bool(calibrate or precisions)
-        rows = _rows(
+        rows = make_rows(
             source,
             Path(folder),
-            _ways(source, backends, precisions or PRECISIONS, int8=int8_wanted),
+            ways_to_run(source, backends, precisions or PRECISIONS, int8=int8_wanted),
             settings,
             lambda: pictures_to_calibrate(source, calibrate, CALIBRATION, problems),
         )
@@ -182,7 +182,7 @@ def bench(
         }
 
 
-def _ways(
+def ways_to_run(
     source: PathLike, backends: Sequence[str] | None, precisions: Sequence[str], *, int8: bool
 ) -> list[tuple[Runtime, str]]:
     """The runtimes wanted, each with the precisions wanted that it has.
@@ -210,7 +210,7 @@ def _ways(
     return ways
 
 
-def _rows(
+def make_rows(
     source: PathLike,
     folder: Path,
     ways: Sequence[tuple[Runtime, str]],
@@ -222,7 +222,7 @@ def _rows(
     Args:
         source: As `bench` takes it.
         folder: For the files.
-        ways: Of `_ways`.
+        ways: Of `ways_to_run`.
         settings: Of the measuring processes.
         calibration: Gives the pictures for int8; called if there is such a row.
     """
@@ -285,16 +285,7 @@ def _serve(pipe: Connection, row: Row, settings: Settings) -> None:
     try:
         for module in settings.modules:
             importlib.import_module(module)
-        precision: Any = "bf16" if row.precision == "bf16" else "fp32"
-        predictor = Predictor(
-            row.file,
-            backend=row.backend,
-            device="cpu",
-            threads=settings.threads,
-            precision=precision,
-            memory_budget=None if is_export(row.file) else settings.memory_budget,
-            heads=settings.heads,
-        )
+        predictor = open_row(row, settings)
         cv2.setNumThreads(settings.threads or cores())
         while True:
             question, *arguments = pipe.recv()
@@ -309,6 +300,19 @@ def _serve(pipe: Connection, row: Row, settings: Settings) -> None:
         return
     except Mnv2detError as error:
         pipe.send(("error", error))
+
+
+def open_row(row: Row, settings: Settings) -> Predictor:
+    """The predictor that is measured for a row."""
+    return Predictor(
+        row.file,
+        backend=row.backend,
+        device="cpu",
+        threads=settings.threads,
+        precision="bf16" if row.precision == "bf16" else "fp32",
+        memory_budget=None if is_export(row.file) else settings.memory_budget,
+        heads=settings.heads,
+    )
 
 
 def _measure(predictor: Predictor, labelled: Labelled) -> tuple[dict[str, float], list[str]]:

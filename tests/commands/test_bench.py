@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import cv2
@@ -11,7 +13,7 @@ from small_models import picture, weights
 
 from mnv2det.cli import main
 from mnv2det.commands import bench as benchmark
-from mnv2det.commands.bench import PARTS, Row, bench, time_parts
+from mnv2det.commands.bench import PARTS, Row, Settings, bench, make_rows, open_row, time_parts, ways_to_run
 from mnv2det.errors import ConfigError, DataError, WeightsError
 from mnv2det.runtime.predictor import Predictor
 
@@ -67,8 +69,36 @@ def test_a_table_of_backends_and_precisions(source: Path, tmp_path: Path, capsys
     assert "1 threads; 3 pictures of 48x60" in out
 
 
+def test_without_a_picture_nothing_is_timed(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "a.jpg").write_bytes(b"no picture")
+    assert main(["bench", str(source), "--images", str(tmp_path)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert f"{tmp_path}: not one picture can be read; left out: {tmp_path}/a.jpg" in error
+    assert "\n" not in error
+
+
+def test_memory_is_unknown_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch):
+    assert benchmark.peak_memory() > 1e6
+
+    def no_file(self: Path, *args: object) -> str:
+        raise FileNotFoundError(self)
+
+    monkeypatch.setattr(Path, "read_text", no_file)
+    assert benchmark.peak_memory() > 1e6
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert importlib.reload(benchmark).peak_memory() is None
+
+
+def test_thresholds_hold_for_every_row(source: Path, tmp_path: Path):
+    heads = {"det": {"max_detections": 2}}
+    settings = Settings(threads=1, heads=heads, memory_budget=None, modules=[])
+    ways = ways_to_run(source, ["torch", "onnxruntime"], ["fp32"], int8=False)
+    for row in make_rows(source, tmp_path, ways, settings, lambda: iter(())):
+        assert len(open_row(row, settings)(picture(64, 64))["det"].scores) == 2
+
+
 def test_mistakes_are_one_line(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(ConfigError, match=r"backend 'onnx': .* is run by torch, onnxruntime, openvino"):
+    with pytest.raises(ConfigError, match=r"backend 'onnx': .* is run by onnxruntime, openvino, torch"):
         bench(str(source), backends=["onnx"])
     with pytest.raises(ConfigError, match="precisions: no 'fp64'"):
         bench(str(source), precisions=["fp64"])
