@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import multiprocessing
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mnv2det.commands.accuracy import LabelledSet
 from mnv2det.commands.export import (
     CALIBRATION,
     Labelled,
@@ -28,77 +22,14 @@ from mnv2det.commands.export import (
     pictures_to_calibrate,
     pictures_to_compare,
 )
-from mnv2det.data.images import decode_image
-from mnv2det.errors import ConfigError, Mnv2detError, near
+from mnv2det.commands.measure import PRECISIONS, WARM_UP, Row, Settings, ask, child_process
+from mnv2det.errors import ConfigError, near
 from mnv2det.export.program import ExportMetadata, ExportProgram
 from mnv2det.io import cores
 from mnv2det.models.build import from_file, weights_of
 from mnv2det.registry import component_modules
 from mnv2det.runtime.base import Runtime, has_bf16, is_export, readers, runtimes
 from mnv2det.runtime.predictor import Predictor
-
-PARTS = ("decode", "preprocess", "network", "postprocess")
-PRECISIONS = ("fp32", "bf16", "int8")
-WARM_UP = 10  # predictions that are not counted
-
-
-@dataclass
-class Row:
-    """One way to run the model.
-
-    Attributes:
-        backend: Name of a runtime.
-        precision: Of `PRECISIONS`.
-        file: What it loads.
-        file_bytes: Size of that, with the files that belong to it.
-        seconds: Of each prediction, by part.
-        memory: Bytes by which the process grew at most, from before it loaded the model; None where the system does
-            not tell.
-        metrics: Measured on the labelled set.
-        main: Names of those that each task is judged by.
-    """
-
-    backend: str
-    precision: str
-    file: Path
-    file_bytes: int = 0
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    memory: int | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    main: list[str] = field(default_factory=list)
-
-    def summary(self) -> dict[str, Any]:
-        """Milliseconds (``median`` and ``p90`` of the whole, medians of the parts) and the rest."""
-        total = np.sum([self.seconds[part] for part in PARTS], axis=0) * 1e3
-        return {
-            "backend": self.backend,
-            "precision": self.precision,
-            "median_ms": float(np.median(total)),
-            "p90_ms": float(np.percentile(total, 90)),
-            **{f"{part}_ms": float(np.median(self.seconds[part])) * 1e3 for part in PARTS},
-            "predictions": len(total),
-            "memory_bytes": self.memory,
-            "file_bytes": self.file_bytes,
-            "metrics": self.metrics,
-            "main": self.main,
-        }
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the measuring processes have in common.
-
-    Attributes:
-        threads: As `Predictor` takes it, as are ``heads`` and ``memory_budget``.
-        heads: By task, thresholds in place of the model's.
-        memory_budget: For backends that run weights.
-        modules: To import first: they register the components that the model, or its backend, is made of.
-    """
-
-    threads: int | None
-    heads: Mapping[str, Mapping[str, Any]] | None
-    memory_budget: int | None
-    modules: Sequence[str]
 
 
 def bench(
@@ -161,16 +92,16 @@ def bench(
         )
         if not rows:
             raise ConfigError("nothing to time: none of these backends has one of these precisions here")
-        children = [opened.enter_context(_child(row, settings)) for row in rows]
+        children = [opened.enter_context(child_process(row, settings)) for row in rows]
         for child in children:
-            _ask(child, "load")  # so that none of them is timed while another still loads
+            ask(child, "load")  # so that none of them is timed while another still loads
         turns = [(row, child) for _ in range(rounds) for row, child in zip(rows, children, strict=True)]
         for number, (row, child) in enumerate(tqdm(turns, desc="timing", leave=False, disable=not sys.stderr.isatty())):
-            times, row.memory = _ask(child, "time", encoded, repeats, WARM_UP if number < len(rows) else 2)
+            times, row.memory = ask(child, "time", encoded, repeats, WARM_UP if number < len(rows) else 2)
             for part, seconds in times.items():
                 row.seconds.setdefault(part, []).extend(seconds)
         for row, child in zip(rows, children, strict=True) if labelled else ():
-            row.metrics, row.main = _ask(child, "measure", labelled)
+            row.metrics, row.main = ask(child, "measure", labelled)
         return {
             "source": str(source),
             "threads": threads or cores(),
@@ -249,123 +180,9 @@ def make_rows(
     return rows
 
 
-@contextmanager
-def _child(row: Row, settings: Settings) -> Iterator[Connection]:
-    """A process that has loaded the model and waits."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, row, settings), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        yield ours
-    finally:
-        ours.close()
-        process.join(5)
-        process.kill()
-
-
-def _ask(child: Connection, *question: Any) -> Any:
-    """A child's answer to a question; raises the error that it met."""
-    try:
-        # a child that could not load the model has said so and is gone
-        with suppress(BrokenPipeError):
-            child.send(question)
-        kind, answer = child.recv()
-    except EOFError:
-        raise ConfigError("a measuring process ended; was there enough memory?") from None
-    if kind == "error":
-        raise answer
-    return answer
-
-
-def _serve(pipe: Connection, row: Row, settings: Settings) -> None:
-    """The child's side: loads the model, then answers questions until the pipe is closed."""
-    before = peak_memory()
-    try:
-        for module in settings.modules:
-            importlib.import_module(module)
-        predictor = open_row(row, settings)
-        cv2.setNumThreads(settings.threads or cores())
-        while True:
-            question, *arguments = pipe.recv()
-            answer: Any = None
-            if question == "time":
-                times, after = time_parts(predictor, *arguments), peak_memory()
-                answer = times, None if before is None or after is None else max(0, after - before)
-            elif question == "measure":
-                answer = _measure(predictor, arguments[0])
-            pipe.send(("done", answer))
-    except (EOFError, KeyboardInterrupt):
-        return
-    except Mnv2detError as error:
-        pipe.send(("error", error))
-
-
-def open_row(row: Row, settings: Settings) -> Predictor:
-    """The predictor that is measured for a row."""
-    return Predictor(
-        row.file,
-        backend=row.backend,
-        device="cpu",
-        threads=settings.threads,
-        precision="bf16" if row.precision == "bf16" else "fp32",
-        memory_budget=None if is_export(row.file) else settings.memory_budget,
-        heads=settings.heads,
-    )
-
-
-def _measure(predictor: Predictor, labelled: Labelled) -> tuple[dict[str, float], list[str]]:
-    data = LabelledSet(*labelled, predictor)
-    return data.measure(predictor), data.main_metrics()
-
-
-def time_parts(
-    predictor: Predictor, encoded: Sequence[bytes], repeats: int, warm_up: int = WARM_UP
-) -> dict[str, list[float]]:
-    """Seconds of each part of each prediction, one picture at a time.
-
-    Args:
-        predictor: Any.
-        encoded: Files of pictures, taken in turn.
-        repeats: Predictions.
-        warm_up: Predictions before these.
-    """
-    seconds: dict[str, list[float]] = {part: [] for part in PARTS}
-    for number in range(-warm_up, repeats):
-        times = [time.perf_counter()]
-        image = decode_image(encoded[number % len(encoded)], where="picture")
-        times.append(time.perf_counter())
-        pixels, frame = predictor.prepare(image)
-        times.append(time.perf_counter())
-        outputs = predictor.run(np.ascontiguousarray(pixels)[None], [frame])
-        times.append(time.perf_counter())
-        predictor.finish(outputs, [frame])
-        times.append(time.perf_counter())
-        if number >= 0:
-            for part, spent in zip(PARTS, np.diff(times).tolist(), strict=True):
-                seconds[part].append(spent)
-    return seconds
-
-
 def _encode(picture: NDArray[np.uint8], size: tuple[int, int] | None) -> bytes:
     if size is not None:
         picture = cv2.resize(picture, (size[1], size[0]), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
     done, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])
     assert done
     return data.tobytes()
-
-
-def peak_memory() -> int | None:
-    """Most bytes of memory that this process had; None where the system does not tell (Windows)."""
-    try:
-        # getrusage counts what the process was before it became this program
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    except (OSError, IndexError):
-        pass
-    try:
-        import resource
-    except ImportError:
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -21,7 +21,7 @@ QUANTIZED = ("Conv", "Add", *CLIPPING)
 
 
 def to_int8(proto: Any, inputs: Iterable[NDArray[np.uint8]]) -> Any:
-    """The same network in int8 where that pays, by onnxruntime's static quantisation.
+    """Quantises a network to int8 where that saves time, by onnxruntime's static quantisation.
 
     Activations have eight unsigned bits and one range, weights eight signed bits and a range per
     channel. That holds for the first convolution, as pixels have no more than 256 values, and for the
@@ -70,25 +70,23 @@ def kept_exact(proto: Any) -> set[str]:
         proto: An ``onnx.ModelProto``; its nodes are in the order of computation.
     """
     exact = set()
-    # values that come out of a convolution, at once or on a longer way
-    fresh: set[str] = set()
-    behind: set[str] = set()
-    clips = set()
+    conv_outputs: set[str] = set()
+    after_conv: set[str] = set()  # values that depend on a convolution
+    activations = set()  # clipping nodes that follow a convolution at once
     for node in proto.graph.node:
         if node.op_type == "Conv":
-            fresh.update(node.output)
-        elif not behind & set(node.input):
+            conv_outputs.update(node.output)
+        elif not after_conv & set(node.input):
             exact.add(node.name)
             continue
-        behind.update(node.output)
-        if node.op_type in CLIPPING and fresh & set(node.input):
-            clips.add(node.name)
-    # values that go into one
-    ahead: set[str] = set()
+        after_conv.update(node.output)
+        if node.op_type in CLIPPING and conv_outputs & set(node.input):
+            activations.add(node.name)
+    before_conv: set[str] = set()  # values that a convolution depends on
     for node in reversed(proto.graph.node):
-        if ahead & set(node.output) or node.op_type == "Conv":
-            ahead.update(node.input)
-        elif node.name not in clips:
+        if before_conv & set(node.output) or node.op_type == "Conv":
+            before_conv.update(node.input)
+        elif node.name not in activations:
             exact.add(node.name)
     return exact
 
