@@ -29,9 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mnv2det.models  # noqa: F401 - registers
 from mnv2det.export.graph import fold
-from mnv2det.export.program import ExportMetadata, write
+from mnv2det.export.program import ExportMetadata
 from mnv2det.models.build import assemble
 from mnv2det.models.model import Model
+from mnv2det.runtime.base import write
 from mnv2det.runtime.strips.backbone import StripBackbone, cache_size, memory_efficient
 from mnv2det.runtime.strips.meter import peak_memory
 from mnv2det.structures import Preprocess

@@ -31,13 +31,12 @@ from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.ssd import SSD
 
 from mnv2det import Predictor
-from mnv2det.commands.export import CALIBRATION, write_int8
+from mnv2det.commands.export import CALIBRATION, read_some
+from mnv2det.data.fit import fit
 from mnv2det.data.images import list_images, read_image
-from mnv2det.data.transforms import fit
-from mnv2det.export.program import ExportMetadata, to_onnx, write
-from mnv2det.io import evenly_spread
+from mnv2det.export.program import ExportMetadata, ExportProgram
 from mnv2det.models.build import from_file, weights_of
-from mnv2det.runtime.backends import has_bf16
+from mnv2det.runtime.base import has_bf16, writer
 
 Run = Callable[[np.ndarray], int]
 
@@ -215,12 +214,13 @@ def main() -> None:
         if len(model.heads) != 1:
             sys.exit("this benchmark takes a model with a detector alone")
         paths = {"fp32": Path(folder) / "m.onnx", "int8": Path(folder) / "m8.onnx"}
-        write(model, ExportMetadata(header, "raw"), paths["fp32"])
+        program, runtime = ExportProgram(model, ExportMetadata(header, "raw")), writer(paths["fp32"])
+        runtime.write(program, paths["fp32"])
         if given.calibrate:
-            calibration = [read_image(file) for file in evenly_spread(list_images(given.calibrate), CALIBRATION)]
-            write_int8(
-                to_onnx(model, ExportMetadata(header, "raw")), ExportMetadata(header, "raw"), paths["int8"], calibration
-            )
+            problems: list[str] = []
+            runtime.write(program.quantize(read_some(given.calibrate, CALIBRATION, problems)), paths["int8"])
+            for problem in problems:
+                print(problem, file=sys.stderr)
         report = [measure(given, weights, paths, pictures, threshold) for threshold in given.thresholds]
     if given.json:
         Path(given.json).write_text(json.dumps(report, indent=2))
@@ -307,7 +307,7 @@ def bare_network(path: Path, predictor: Predictor) -> Run:
     core = openvino.Core()
     network = core.read_model(path)
     network.reshape([1, *predictor.preprocess.input_size, 3])
-    request = core.compile_model(network, "CPU", predictor.backend.settings).create_infer_request()
+    request = core.compile_model(network, "CPU", predictor.session.settings).create_infer_request()
 
     def run(pixels: np.ndarray) -> int:
         request.infer({"image": pixels}, share_inputs=True, share_outputs=True)

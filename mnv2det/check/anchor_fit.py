@@ -147,7 +147,7 @@ def _of_model(model: Model, name: str) -> Detector | None:
 
 
 def to_input(corners: NDArray[np.float64], sizes: NDArray[np.int64], preprocess: Preprocess) -> NDArray[np.float64]:
-    """Boxes in pixels of the network's input (`mnv2det.data.transforms.fit`).
+    """Boxes in pixels of the network's input (`mnv2det.data.fit.fit`).
 
     Args:
         corners: float64 (N, 4), xyxy in pixels of their pictures.

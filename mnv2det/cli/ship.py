@@ -38,7 +38,8 @@ def add(verbs: Any) -> None:
         "--backend",
         default="auto",
         metavar="B",
-        help="torch, onnxruntime, openvino, or auto: torch for weights, the first that reads it for an exported model",
+        help="torch, onnxruntime, openvino, a runtime of yours, or auto: torch for weights, for an exported model the"
+        " first that reads it (default: %(default)s)",
     )
     verb.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: %(default)s")
     _add_threads(verb)
@@ -55,11 +56,17 @@ def add(verbs: Any) -> None:
     verb.add_argument("--limit", type=int, default=64, metavar="N", help="most images used (default: %(default)s)")
     add_json(verb)
 
-    verb = new_verb(verbs, "export", _export, "write a model for onnxruntime, OpenVINO or torch, and check the file")
+    verb = new_verb(verbs, "export", _export, "write a model as a file of another runtime, and check the file")
     verb.add_argument("source", metavar="RUN", help="a run folder or a .safetensors file")
     add_overrides(verb)
-    verb.add_argument("-o", "--output", metavar="FILE", help="default: RUN/model.onnx (.xml, .pt2; -int8 before it)")
-    verb.add_argument("--format", choices=("onnx", "openvino", "torch"), help="default: as FILE ends, or onnx")
+    verb.add_argument(
+        "-o", "--output", metavar="FILE", help="default: RUN/model.onnx, model-int8.onnx, model-splits3.onnx"
+    )
+    verb.add_argument(
+        "--format",
+        metavar="F",
+        help="onnx, openvino, torch or that of a runtime of yours (default: as FILE ends, or onnx)",
+    )
     verb.add_argument(
         "--form",
         choices=("complete", "raw"),
@@ -90,7 +97,7 @@ def add(verbs: Any) -> None:
     verb = new_verb(verbs, "bench", _bench, "time every backend and precision on this machine")
     verb.add_argument("source", metavar="RUN", help="a run folder, a .safetensors file or an exported model")
     add_overrides(verb)
-    verb.add_argument("--backends", metavar="LIST", help="of torch,onnxruntime,openvino (default: those installed)")
+    verb.add_argument("--backends", metavar="LIST", help="as in torch,openvino (default: all that are installed)")
     verb.add_argument("--precisions", metavar="LIST", help="of fp32,bf16,int8 (default: those to be had)")
     verb.add_argument("--images", metavar="DIR", help="pictures (default: of the run's validation set)")
     verb.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="bring the pictures to this size first")
@@ -159,11 +166,13 @@ def _export(given: argparse.Namespace) -> int:
     if given.count < 1 or given.tolerance < 0:
         raise ConfigError("--count must be at least 1, --tolerance at least 0")
     from mnv2det.commands.export import export
-    from mnv2det.export.program import SUFFIXES, format_of
+    from mnv2det.runtime.base import runtime_of_format, writer
 
-    suffix = {kind: end for end, kind in SUFFIXES.items()}[given.format or "onnx"]
-    output = given.output or str(_beside(given.source, f"model{'-int8' if given.int8 else ''}{suffix}"))
-    format_of(output, given.format)
+    output = given.output
+    if output is None:
+        kind = ("-int8" if given.int8 else "") + (f"-splits{given.splits}" if given.splits is not None else "")
+        output = _beside(given.source, f"model{kind}{runtime_of_format(given.format or 'onnx').suffix}")
+    writer(output, given.format)
     summary = export(
         given.source,
         output,
@@ -217,7 +226,7 @@ def _bench(given: argparse.Namespace) -> int:
             row["backend"],
             row["precision"],
             *(f"{row[f'{part}_ms']:.2f}" for part in columns),
-            f"{row['memory_bytes'] / 1e6:.0f}",
+            "-" if row["memory_bytes"] is None else f"{row['memory_bytes'] / 1e6:.0f}",
             f"{row['file_bytes'] / 1e6:.1f}",
             *(f"{row['metrics'][name]:.4f}" for name in mains),
         ]
@@ -292,8 +301,8 @@ def _labelled(given: argparse.Namespace) -> tuple[str, list[str]] | None:
 
 def _add_thresholds(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--score-threshold", type=float, metavar="T", help="of the detector (default: the model's)")
-    verb.add_argument("--nms-iou", type=float, metavar="T", help="likewise")
-    verb.add_argument("--max-detections", type=int, metavar="N", help="likewise")
+    verb.add_argument("--nms-iou", type=float, metavar="T", help="of the detector (default: the model's)")
+    verb.add_argument("--max-detections", type=int, metavar="N", help="of the detector (default: the model's)")
 
 
 def _thresholds(given: argparse.Namespace) -> dict[str, dict[str, Any]] | None:

@@ -30,7 +30,7 @@ class LabelledSet:
     """
 
     def __init__(self, source: str, overrides: Sequence[str], predictor: Predictor) -> None:
-        self.config: Config = config_of(source, overrides)
+        self.source, self.config = source, config_of(source, overrides)
         check(self.config)
         if set(self.config.tasks) != set(predictor.heads):
             raise ConfigError(
@@ -61,6 +61,8 @@ class LabelledSet:
             found = predictor(sample.image)
             for task, evaluator in evaluators.items():
                 evaluator.update(sample.image_id, found[task], sample.target)
+        if skipped == len(self.data):
+            raise DataError(f"{self.source}: data.val: not one picture can be read; there is nothing to measure on")
         metrics = {
             f"{task}/{name}": float(value)
             for task, evaluator in evaluators.items()

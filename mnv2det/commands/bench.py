@@ -1,17 +1,11 @@
-"""How fast a model runs on this machine, by backend and precision."""
+"""How fast a model runs on this machine, by backend and precision, each measured in a process of its own."""
 
 from __future__ import annotations
 
-import importlib.util
-import multiprocessing
-import resource
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,69 +14,32 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mnv2det.commands.accuracy import LabelledSet
-from mnv2det.commands.export import CALIBRATION, pictures_to_calibrate, pictures_to_compare, write_int8
-from mnv2det.data.images import decode_image
-from mnv2det.errors import ConfigError, Mnv2detError, near
-from mnv2det.export.program import SUFFIXES, ExportMetadata, to_onnx
+from mnv2det.commands.export import (
+    CALIBRATION,
+    Labelled,
+    PathLike,
+    file_size,
+    pictures_to_calibrate,
+    pictures_to_compare,
+)
+from mnv2det.commands.measure import PRECISIONS, WARM_UP, Row, Settings, ask, child_process
+from mnv2det.errors import ConfigError, near
+from mnv2det.export.program import ExportMetadata, ExportProgram
 from mnv2det.io import cores
 from mnv2det.models.build import from_file, weights_of
-from mnv2det.runtime.backends import NAMES, READERS, has_bf16
+from mnv2det.registry import component_modules
+from mnv2det.runtime.base import Runtime, has_bf16, is_export, readers, runtimes
 from mnv2det.runtime.predictor import Predictor
-
-PARTS = ("decode", "preprocess", "network", "postprocess")
-PRECISIONS = ("fp32", "bf16", "int8")
-WARM_UP = 10  # predictions that are not counted
-Labelled = tuple[str, Sequence[str]]
-
-
-@dataclass
-class Row:
-    """One way to run the model.
-
-    Attributes:
-        backend: Of `mnv2det.runtime.backends`.
-        precision: Of `PRECISIONS`.
-        file: What it loads.
-        seconds: Of each prediction, by part.
-        memory: Bytes by which the process grew at most, from before it loaded the model.
-        metrics: Measured on the labelled set.
-        main: Names of those that each task is judged by.
-    """
-
-    backend: str
-    precision: str
-    file: Path
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    memory: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
-    main: list[str] = field(default_factory=list)
-
-    def summary(self) -> dict[str, Any]:
-        """Milliseconds (``median`` and ``p90`` of the whole, medians of the parts) and the rest."""
-        total = np.sum([self.seconds[part] for part in PARTS], axis=0) * 1e3
-        return {
-            "backend": self.backend,
-            "precision": self.precision,
-            "median_ms": float(np.median(total)),
-            "p90_ms": float(np.percentile(total, 90)),
-            **{f"{part}_ms": float(np.median(self.seconds[part])) * 1e3 for part in PARTS},
-            "predictions": len(total),
-            "memory_bytes": self.memory,
-            "file_bytes": size_of(self.file),
-            "metrics": self.metrics,
-            "main": self.main,
-        }
 
 
 def bench(
-    source: str,
+    source: PathLike,
     *,
     backends: Sequence[str] | None = None,
     precisions: Sequence[str] | None = None,
-    images: str | None = None,
+    images: PathLike | None = None,
     size: tuple[int, int] | None = None,
-    calibrate: str | None = None,
+    calibrate: PathLike | None = None,
     threads: int | None = None,
     rounds: int = 5,
     repeats: int = 40,
@@ -92,51 +49,61 @@ def bench(
 ) -> dict[str, Any]:
     """Times every backend and precision that is to be had, in turns, each in a process of its own.
 
+    The processes import the modules that registered components of your own; these must be importable by name.
+
     Args:
         source: A run folder, a weight file or an exported model.
-        backends: Those wanted; None takes all that are installed.
-        precisions: Likewise, of `PRECISIONS`.
+        backends: Names of runtimes; None takes all that are installed.
+        precisions: Of `PRECISIONS`; None takes all that are to be had.
         images: Folder of pictures; None as `mnv2det.commands.export.pictures_to_compare`.
         size: (H, W) that they are brought to; None leaves them.
         calibrate: Folder of pictures for int8; None takes the run's training set if int8 is asked for,
             and otherwise leaves int8 out.
         threads: None takes all cores.
-        rounds: Turns, so that a machine's moods hit all alike.
+        rounds: Turns, so that a change of the machine's speed meets all rows.
         repeats: Predictions in a turn.
         labelled: As in `mnv2det.commands.export.export`.
         heads: By task, thresholds in place of the model's.
-        memory_budget: As in `Predictor`; torch's rows then have it.
+        memory_budget: As in `Predictor`, for the rows of torch.
 
     Returns:
         ``rows`` as `Row.summary` gives them, ``threads``, ``pictures``, what they are and ``problems`` with them.
 
     Raises:
         ConfigError: A backend or precision is unknown, not installed or not to be had.
-        DataError: A folder holds no pictures.
+        DataError: A folder holds no picture that can be read.
         WeightsError: The source cannot be read.
     """
+    unknown = [name for name in precisions or () if name not in PRECISIONS]
+    if unknown:
+        raise ConfigError(f"precisions: no '{unknown[0]}'{near(unknown[0], PRECISIONS)}")
     problems: list[str] = []
     pictures, where = pictures_to_compare(source, images, 16, problems)
     encoded = [_encode(picture, size) for picture in pictures]
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
-        unknown = [name for name in precisions or () if name not in PRECISIONS]
-        if unknown:
-            raise ConfigError(f"precisions: no '{unknown[0]}'{near(unknown[0], PRECISIONS)}")
-        rows = list(_rows(source, Path(folder), backends, precisions, calibrate, heads, problems))
+    settings = Settings(threads, heads, memory_budget, component_modules())
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, ExitStack() as opened:
+        int8_wanted = bool(calibrate or precisions)
+        rows = make_rows(
+            source,
+            Path(folder),
+            ways_to_run(source, backends, precisions or PRECISIONS, int8=int8_wanted),
+            settings,
+            lambda: pictures_to_calibrate(source, calibrate, CALIBRATION, problems),
+        )
         if not rows:
             raise ConfigError("nothing to time: none of these backends has one of these precisions here")
-        children = [opened.enter_context(_child(row, threads, heads, memory_budget)) for row in rows]
+        children = [opened.enter_context(child_process(row, settings)) for row in rows]
         for child in children:
-            _ask(child, "load")  # so that none of them is timed while another still loads
+            ask(child, "load")  # so that none of them is timed while another still loads
         turns = [(row, child) for _ in range(rounds) for row, child in zip(rows, children, strict=True)]
         for number, (row, child) in enumerate(tqdm(turns, desc="timing", leave=False, disable=not sys.stderr.isatty())):
-            found, row.memory = _ask(child, "time", encoded, repeats, WARM_UP if number < len(rows) else 2)
-            for part, seconds in found.items():
+            times, row.memory = ask(child, "time", encoded, repeats, WARM_UP if number < len(rows) else 2)
+            for part, seconds in times.items():
                 row.seconds.setdefault(part, []).extend(seconds)
         for row, child in zip(rows, children, strict=True) if labelled else ():
-            row.metrics, row.main = _ask(child, "measure", labelled)
+            row.metrics, row.main = ask(child, "measure", labelled)
         return {
-            "source": source,
+            "source": str(source),
             "threads": threads or cores(),
             "pictures": len(pictures),
             "pictures_from": where,
@@ -146,146 +113,71 @@ def bench(
         }
 
 
-def _rows(
-    source: str,
-    folder: Path,
-    backends: Sequence[str] | None,
-    precisions: Sequence[str] | None,
-    calibrate: str | None,
-    heads: Mapping[str, Mapping[str, Any]] | None,
-    problems: list[str],
-) -> Iterator[Row]:
-    """The ways to run it, and the files for them."""
-    able: Sequence[str] = NAMES
-    files: dict[str, Path]
-    if (kind := SUFFIXES.get(Path(source).suffix.lower())) is not None:
-        exported = Predictor(source)
-        able, files = READERS[kind], {exported.backend.metadata.precision: Path(source)}
-    else:
-        files = {"fp32": folder / "fp32.onnx"}
-    wanted = [name for name in backends or able if backends or name == "torch" or importlib.util.find_spec(name)]
-    for name in wanted:
-        if name not in able:
-            raise ConfigError(f"backend '{name}': {source} is run by {', '.join(able)}")
-    if kind is None:
-        weights = weights_of(source)
-        files["torch"] = weights
-        model, header = from_file(str(weights), heads=heads)
-        metadata = ExportMetadata(header, "raw")
-        if any(name != "torch" for name in wanted):
-            proto = to_onnx(model, metadata)
-            files["fp32"].write_bytes(proto.SerializeToString())
-            if "int8" in (precisions or PRECISIONS) and (calibrate or precisions):
-                files["int8"] = folder / "int8.onnx"
-                write_int8(
-                    proto, metadata, files["int8"], pictures_to_calibrate(source, calibrate, CALIBRATION, problems)
-                )
-    for name in wanted:
-        for precision in precisions or PRECISIONS:
-            if precision == "bf16" and (name == "onnxruntime" or not has_bf16()):
-                continue
-            file = files.get("int8" if precision == "int8" else "fp32")
-            if kind is None and name == "torch":
-                file = None if precision == "int8" else files["torch"]
-            if file is not None:
-                yield Row(name, precision, file)
-
-
-@contextmanager
-def _child(row: Row, threads: int | None, heads: Any, memory_budget: int | None) -> Iterator[Connection]:
-    """A process that has loaded the model and waits."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, row, threads, heads, memory_budget), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        yield ours
-    finally:
-        ours.close()
-        process.join(5)
-        process.kill()
-
-
-def _ask(child: Connection, *question: Any) -> Any:
-    try:
-        # a child that could not load the model has said so and is gone
-        with suppress(BrokenPipeError):
-            child.send(question)
-        kind, answer = child.recv()
-    except EOFError:
-        raise ConfigError("a measuring process ended; was there enough memory?") from None
-    if kind == "error":
-        raise answer
-    return answer
-
-
-def _serve(pipe: Connection, row: Row, threads: int | None, heads: Any, memory_budget: int | None) -> None:
-    """The child's side."""
-    before = _peak()
-    try:
-        precision: Any = "bf16" if row.precision == "bf16" else "fp32"
-        predictor = Predictor(
-            row.file,
-            backend=row.backend,
-            device="cpu",
-            threads=threads,
-            precision=precision,
-            memory_budget=memory_budget if row.backend == "torch" and row.file.suffix == ".safetensors" else None,
-            heads=heads if row.file.suffix == ".safetensors" else None,
-        )
-        cv2.setNumThreads(threads or cores())
-        while True:
-            question, *given = pipe.recv()
-            answer: Any = None
-            if question == "time":
-                answer = time_parts(predictor, *given), max(0, _peak() - before)
-            elif question == "measure":
-                answer = _measure(predictor, given[0])
-            pipe.send(("done", answer))
-    except (EOFError, KeyboardInterrupt):
-        return
-    except Mnv2detError as error:
-        pipe.send(("error", error))
-
-
-def _measure(predictor: Predictor, labelled: Labelled) -> tuple[dict[str, float], list[str]]:
-    data = LabelledSet(*labelled, predictor)
-    return data.measure(predictor), data.main_metrics()
-
-
-def time_parts(
-    predictor: Predictor, encoded: Sequence[bytes], repeats: int, warm_up: int = WARM_UP
-) -> dict[str, list[float]]:
-    """Seconds of each part of each prediction, one picture at a time.
+def ways_to_run(
+    source: PathLike, backends: Sequence[str] | None, precisions: Sequence[str], *, int8: bool
+) -> list[tuple[Runtime, str]]:
+    """The runtimes wanted, each with the precisions wanted that it has.
 
     Args:
-        predictor: Any.
-        encoded: Files of pictures, taken in turn.
-        repeats: Predictions.
-        warm_up: Predictions before these.
+        source: As `bench` takes it, as are ``backends`` and ``precisions``.
+        backends: None takes those installed.
+        precisions: Of `PRECISIONS`.
+        int8: Whether weights may be quantised.
     """
-    seconds: dict[str, list[float]] = {part: [] for part in PARTS}
-    for number in range(-warm_up, repeats):
-        times = [time.perf_counter()]
-        image = decode_image(encoded[number % len(encoded)], where="picture")
-        times.append(time.perf_counter())
-        pixels, frame = predictor.prepare(image)
-        times.append(time.perf_counter())
-        outputs = predictor.run(np.ascontiguousarray(pixels)[None], [frame])
-        times.append(time.perf_counter())
-        predictor.finish(outputs, [frame])
-        times.append(time.perf_counter())
-        if number >= 0:
-            for part, spent in zip(PARTS, np.diff(times).tolist(), strict=True):
-                seconds[part].append(spent)
-    return seconds
+    exported = is_export(source)
+    able = {runtime.name: runtime for runtime in (readers(source) if exported else runtimes())}
+    for name in backends or ():
+        if name not in able:
+            raise ConfigError(f"backend '{name}': {source} is run by {', '.join(able)}")
+    ways = []
+    for runtime in (able[name] for name in backends or able if backends or able[name].available()):
+        for precision in precisions:
+            if precision == "int8":
+                has = runtime.int8 and (int8 or exported)
+            else:
+                has = precision in runtime.precisions and (precision != "bf16" or has_bf16())
+            if has:
+                ways.append((runtime, precision))
+    return ways
 
 
-def size_of(file: Path) -> int:
-    """Bytes of a model's file, or files."""
-    parts = [file, file.with_suffix(".bin")] if file.suffix == ".xml" else [file]
-    return sum(part.stat().st_size for part in parts if part.is_file())
+def make_rows(
+    source: PathLike,
+    folder: Path,
+    ways: Sequence[tuple[Runtime, str]],
+    settings: Settings,
+    calibration: Callable[[], Iterator[NDArray[np.uint8]]],
+) -> list[Row]:
+    """A row for each way to run the model, and the file that it needs, written into a folder.
+
+    Args:
+        source: As `bench` takes it.
+        folder: For the files.
+        ways: Of `ways_to_run`.
+        settings: Of the measuring processes.
+        calibration: Gives the pictures for int8; called if there is such a row.
+    """
+    if is_export(source):
+        file = Path(source)
+        is_int8 = Predictor(source, heads=settings.heads, memory_budget=settings.memory_budget).precision == "int8"
+        return [
+            Row(runtime.name, precision, file, file_size(runtime.files(file)))
+            for runtime, precision in ways
+            if (precision == "int8") == is_int8
+        ]
+    weights = weights_of(source)
+    model, header = from_file(str(weights), heads=settings.heads)
+    programs = {"fp32": ExportProgram(model, ExportMetadata(header, "raw"))}
+    rows = []
+    for runtime, precision in ways:
+        kind = "int8" if precision == "int8" else "fp32"
+        if kind not in programs:
+            programs[kind] = programs["fp32"].quantize(calibration())
+        file = weights if runtime.native else folder / f"{runtime.name}-{kind}{runtime.suffix}"
+        if not file.is_file():
+            runtime.write(programs[kind], file)
+        rows.append(Row(runtime.name, precision, file, file_size(runtime.files(file))))
+    return rows
 
 
 def _encode(picture: NDArray[np.uint8], size: tuple[int, int] | None) -> bytes:
@@ -294,13 +186,3 @@ def _encode(picture: NDArray[np.uint8], size: tuple[int, int] | None) -> bytes:
     done, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])
     assert done
     return data.tobytes()
-
-
-def _peak() -> int:
-    """Most bytes of memory that this process had."""
-    try:
-        # getrusage counts what the process was before it became this program
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    except (OSError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

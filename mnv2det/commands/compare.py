@@ -1,17 +1,17 @@
-"""How far two forms of the same model lie apart."""
+"""How far the results of two forms of the same model lie apart."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.ops import box_iou
 
+from mnv2det.errors import DataError
+from mnv2det.ops.boxes import area, intersection
 from mnv2det.runtime.predictor import Predictor
 from mnv2det.structures import Detections, Result, Scores, Segmentation
 
@@ -21,13 +21,13 @@ SAME_CORNERS = 0.01  # pixels
 
 @dataclass
 class Differences:
-    """The largest ones over all pictures.
+    """The largest differences over all pictures.
 
     Attributes:
-        pictures: How many were looked at.
-        largest: By ``task.figure``. Of a detector ``score`` and the number of ``unmatched`` boxes, of a
+        pictures: How many were compared.
+        detections: How many boxes were compared.
+        largest: By ``task.kind``. Of a detector ``score`` and the number of ``unmatched`` boxes, of a
             segmenter the share of ``pixels`` of another class, of a classifier ``probability``.
-        detections: How many boxes were looked for.
     """
 
     pictures: int = 0
@@ -35,7 +35,7 @@ class Differences:
     largest: dict[str, float] = field(default_factory=dict)
 
     def above(self, tolerance: float) -> list[str]:
-        """Names of the metrics that are larger; a box that has no partner is too much of a difference."""
+        """Names of the differences that are larger; a box that has no partner is too much of a difference."""
         return [name for name, value in self.largest.items() if not value <= tolerance]
 
     def note(self, name: str, value: float, *, add: bool = False) -> None:
@@ -45,60 +45,75 @@ class Differences:
         self.largest[name] = old + value if add else value if not value <= old else old
 
 
-def compare(ours: Predictor, theirs: Predictor, pictures: Iterable[NDArray[np.uint8]]) -> Differences:
+def compare(reference: Predictor, other: Predictor, pictures: Iterable[NDArray[np.uint8]]) -> Differences:
     """Runs both on each picture.
 
-    A box counts as found if the other has one of its class with an IoU of 0.99 and about its score.
+    A box has a partner if the other has one of its class with an IoU of 0.99; their scores are then compared.
     Of the last boxes of a full list it depends on the last bits which ones are in it, so those
-    within 0.001 of the least score are not looked for.
+    within 0.001 of the least score need no partner.
 
     Args:
-        ours: The one that is right.
-        theirs: The other.
+        reference: The one that is right.
+        other: The one that is checked.
         pictures: uint8 (H, W, 3), RGB.
+
+    Raises:
+        DataError: There is no picture.
     """
     differences = Differences()
     for picture in pictures:
         differences.pictures += 1
-        mine, other = ours(picture), theirs(picture)
-        for task, result in mine.items():
-            _note(differences, task, result, other[task], full=_most(ours, task))
+        expected, results = reference(picture), other(picture)
+        for task, result in expected.items():
+            # a head that keeps only so many boxes fills its list
+            full = int(getattr(reference.heads[task], "max_detections", 1 << 62))
+            _note(differences, task, result, results[task], full=full)
+    if not differences.pictures:
+        raise DataError("no picture to compare on")
     return differences
 
 
-def unmatched(ours: Detections, theirs: Detections, *, full: int, near: float) -> tuple[Tensor, Tensor]:
-    """Of each of our boxes the difference in score to its partner, infinite where there is none.
+def unmatched(boxes: Detections, others: Detections, *, full: int, near: float) -> tuple[Tensor, Tensor]:
+    """Looks for the partner of each box.
+
+    Args:
+        boxes: Whose partners are looked for, the best first.
+        others: Among which they are looked for.
+        full: Length of a list that may have been cut.
+        near: Difference to the least score of a full list up to which a box needs no partner.
 
     Returns:
-        Differences float32 (N,), and which of the boxes need a partner, bool (N,).
+        Differences in score, float32 (N,), infinite where there is no partner; and which of the boxes need one,
+        bool (N,).
     """
-    same = box_iou(ours.boxes.double(), theirs.boxes.double()) >= SAME_BOX
+    overlap = intersection(boxes.boxes.double(), others.boxes.double())
+    union = area(boxes.boxes.double())[:, None] + area(others.boxes.double()) - overlap
+    same = overlap > SAME_BOX * union
     # boxes without area, clipped at the picture's edge, overlap nothing
-    same |= (ours.boxes[:, None] - theirs.boxes).abs().amax(dim=-1) <= SAME_CORNERS
-    same &= ours.labels[:, None] == theirs.labels
-    apart = torch.where(same, (ours.scores[:, None] - theirs.scores).abs(), torch.inf)
-    least = apart.amin(dim=1) if len(theirs.scores) else torch.full((len(ours.scores),), torch.inf)
-    needed = torch.ones(len(ours.scores), dtype=torch.bool)
-    if len(ours.scores) >= full:
-        needed = ours.scores > ours.scores[-1] + near
+    same |= (boxes.boxes[:, None] - others.boxes).abs().amax(dim=-1) <= SAME_CORNERS
+    same &= boxes.labels[:, None] == others.labels
+    apart = torch.where(same, (boxes.scores[:, None] - others.scores).abs(), torch.inf)
+    least = apart.amin(dim=1) if len(others.scores) else torch.full((len(boxes.scores),), torch.inf)
+    needed = torch.ones(len(boxes.scores), dtype=torch.bool)
+    if len(boxes.scores) >= full:
+        needed = boxes.scores > boxes.scores[-1] + near
     return least, needed
 
 
-def _note(differences: Differences, task: str, ours: Result, theirs: Any, *, full: int) -> None:
-    if isinstance(ours, Detections):
+def _note(differences: Differences, task: str, expected: Result, result: Result, *, full: int) -> None:
+    """Adds one task's differences on one picture."""
+    if isinstance(expected, Detections) and isinstance(result, Detections):
         # both ways, so that a box too many is noticed
-        for one, other in ((ours, theirs), (theirs, ours)):
-            apart, needed = unmatched(one, other, full=full, near=1e-3)
+        for boxes, others in ((expected, result), (result, expected)):
+            apart, needed = unmatched(boxes, others, full=full, near=1e-3)
             apart = apart[needed]
             alone = apart.isinf()
             differences.detections += len(apart)
             differences.note(f"{task}.score", float(apart[~alone].max()) if bool((~alone).any()) else 0.0)
             differences.note(f"{task}.unmatched", int(alone.sum()), add=True)
-    elif isinstance(ours, Segmentation):
-        differences.note(f"{task}.pixels", float((ours.mask != theirs.mask).float().mean()))
-    elif isinstance(ours, Scores):
-        differences.note(f"{task}.probability", float((ours.probabilities - theirs.probabilities).abs().max()))
-
-
-def _most(predictor: Predictor, task: str) -> int:
-    return int(getattr(predictor.heads[task], "max_detections", 1 << 62))
+    elif isinstance(expected, Segmentation) and isinstance(result, Segmentation):
+        differences.note(f"{task}.pixels", float((expected.mask != result.mask).float().mean()))
+    elif isinstance(expected, Scores) and isinstance(result, Scores):
+        differences.note(f"{task}.probability", float((expected.probabilities - result.probabilities).abs().max()))
+    else:
+        differences.note(f"{task}.kind", float("inf"))

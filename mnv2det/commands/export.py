@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,45 +18,46 @@ from tqdm import tqdm
 from mnv2det.commands.accuracy import LabelledSet, config_of
 from mnv2det.commands.compare import Differences, compare
 from mnv2det.data.images import list_images, read_image
-from mnv2det.data.transforms import fit
 from mnv2det.engine.build import build_dataset
 from mnv2det.errors import ConfigError, DataError, Mnv2detError, WeightsError
-from mnv2det.export.int8 import to_int8
-from mnv2det.export.program import SUFFIXES, ExportMetadata, Form, quantized, to_onnx, write, write_openvino
-from mnv2det.io import evenly_spread, import_optional
+from mnv2det.export.program import ExportMetadata, ExportProgram, Form
+from mnv2det.io import evenly_spread
 from mnv2det.models.build import from_file, weights_of
+from mnv2det.runtime.base import runtimes, writer
 from mnv2det.runtime.predictor import Predictor
-from mnv2det.structures import Preprocess
 
 Pixels = NDArray[np.uint8]
+PathLike = str | os.PathLike[str]
+Labelled = tuple[str, Sequence[str]]
 CALIBRATION = 128  # pictures
 
 
 def export(
-    source: str,
-    output: str,
+    source: PathLike,
+    output: PathLike,
     *,
     form: Form = "complete",
     int8: bool = False,
-    calibrate: str | None = None,
+    calibrate: PathLike | None = None,
     calibration: int = CALIBRATION,
-    images: str | None = None,
+    images: PathLike | None = None,
     count: int = 8,
     tolerance: float = 1e-3,
     splits: int | None = None,
     heads: Mapping[str, Mapping[str, Any]] | None = None,
-    labelled: tuple[str, Sequence[str]] | None = None,
+    labelled: Labelled | None = None,
 ) -> dict[str, Any]:
     """Writes an exported model, then runs it beside torch on real pictures.
 
-    The file is put in place only if it finds what torch finds. An int8 one is expected to differ;
-    its difference is stated, and its accuracy where a labelled set is given.
+    The file is put in place only if its results are torch's. Those of an int8 file are expected to differ; the
+    difference is stated, and its accuracy where a labelled set is given.
 
     Args:
         source: A run folder or a weight file.
-        output: ``.onnx``, ``.xml`` (OpenVINO, with a ``.bin`` beside it) or ``.pt2`` (torch.export).
+        output: The file to write; its suffix selects the runtime: ``.onnx``, ``.xml`` (OpenVINO, with a ``.bin``
+            beside it), ``.pt2`` (torch.export) or that of a runtime of your own.
         form: As `mnv2det.export.program.ExportMetadata` has it.
-        int8: Whether to quantise, by way of ONNX.
+        int8: Whether to quantise after training.
         calibrate: Folder of pictures such as the model will see, not those it is measured on; None
             takes the run's training set.
         calibration: Most pictures of these that are used, evenly spread.
@@ -67,58 +70,58 @@ def export(
         labelled: A run folder or YAML, and overrides, on whose validation set to measure before and after.
 
     Returns:
-        ``output``, ``form``, ``precision``, ``bytes``, ``pictures``, ``compared_on``, ``differences`` by name, and
-        ``before`` and ``after``, metrics by name, where a labelled set is given, and ``problems``: a
-        line for each picture that could not be read.
+        ``output``, ``form``, ``precision``, ``bytes``, ``pictures`` and ``detections`` (how many were compared),
+        ``compared_on``, ``differences`` by name, ``before`` and ``after`` (metrics by name, where a labelled set is
+        given), ``main`` (names of the metrics that each task is judged by) and ``problems``: a line for each
+        picture that could not be read.
 
     Raises:
         ConfigError: What is asked for cannot be written, or the library for it is not installed.
-        DataError: A folder holds no pictures, or the file cannot be written.
+        DataError: A folder holds no picture that can be read, or the file cannot be written.
         WeightsError: The source cannot be read, or the export differs from it too much.
     """
     path = Path(output)
-    if path.suffix == ".pt2" and int8:
-        raise ConfigError("--int8: written as .onnx or .xml, not .pt2")
+    runtime = writer(path)
+    if int8 and not runtime.int8:
+        able = " or ".join(other.suffix for other in runtimes() if other.int8)
+        raise ConfigError(f"--int8: written as {able}, not {runtime.suffix}")
     if calibrate is not None and not int8:
         raise ConfigError("--calibrate FOLDER is for --int8")
     if splits is not None and int8:
-        raise ConfigError("--splits: parts of a sum would be rounded each; not with --int8")
+        raise ConfigError("--splits: each part of a sum would be rounded by itself; not with --int8")
     weights = weights_of(source)
     model, header = from_file(str(weights), heads=heads)
     if heads:
         header.heads = model.header().heads
-    metadata = ExportMetadata(header, form)
     reference = Predictor(weights, device="cpu", heads=heads)
     data = LabelledSet(*labelled, reference) if labelled else None
     problems: list[str] = []
     pictures, where = pictures_to_compare(source, images or calibrate, count, problems)
-    calibrated = pictures_to_calibrate(source, calibrate, calibration, problems) if int8 else iter(())
-    path.parent.mkdir(parents=True, exist_ok=True)
+    calibrated = pictures_to_calibrate(source, calibrate, calibration, problems) if int8 else None
+    program = ExportProgram(model, ExportMetadata(header, form), splits=splits)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            made = Path(folder) / path.name
-            if int8:
-                write_int8(to_onnx(model, metadata), metadata, made, calibrated)
-            else:
-                write(model, metadata, made, splits=splits)
-            exported = Predictor(made)
+            draft = Path(folder) / path.name
+            runtime.write(program if calibrated is None else program.quantize(calibrated), draft)
+            exported = Predictor(draft)
             differences = compare(reference, exported, pictures)
             if not int8 and differences.above(tolerance):
                 raise WeightsError(f"{output}: not written, it differs from torch: {_line(differences, tolerance)}")
             before = data.measure(reference, about="before") if data else {}
             after = data.measure(exported, about="after") if data else {}
             del exported
-            for part in Path(folder).iterdir():
-                part.chmod(0o644)
-                shutil.move(part, path.parent / part.name)
+            size = file_size(runtime.files(draft))
+            for file in Path(folder).iterdir():
+                file.chmod(0o644)
+                shutil.move(file, path.parent / file.name)
     except OSError as error:
         raise DataError(f"{error.filename or path}: cannot write ({error.strerror})") from None
-    size = sum(part.stat().st_size for part in (path, path.with_suffix(".bin")) if part.is_file())
     return {
-        "output": output,
+        "output": str(output),
         "form": form,
         "precision": "int8" if int8 else "fp32",
-        "bytes": size if path.suffix == ".xml" else path.stat().st_size,
+        "bytes": size,
         "pictures": differences.pictures,
         "compared_on": where,
         "detections": differences.detections,
@@ -130,31 +133,30 @@ def export(
     }
 
 
-def write_int8(proto: Any, metadata: ExportMetadata, path: Path, pictures: Iterable[Pixels]) -> None:
-    """Quantises an ONNX graph and writes it as ``.onnx`` or ``.xml``.
+def file_size(files: Sequence[Path]) -> int:
+    """Bytes of those files that exist."""
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def pictures_to_compare(
+    source: PathLike, images: PathLike | None, count: int, problems: list[str]
+) -> tuple[list[Pixels], str]:
+    """Some pictures, and where they are from: a folder, a run's validation set, or a random generator.
 
     Args:
-        proto: Of `to_onnx`.
-        metadata: What it says of itself in float32.
-        path: What to write.
-        pictures: To calibrate on, uint8 (H, W, 3), RGB.
+        source: A run folder, or a file.
+        images: The folder; None takes the run's validation set, or noise where there is none.
+        count: Most pictures.
+        problems: Gets a line for each picture, or set, that cannot be read.
+
+    Raises:
+        ConfigError: The count is below 1.
+        DataError: The folder holds no picture that can be read.
     """
-    inputs = (_input(picture, metadata.header.preprocess, metadata.form) for picture in pictures)
-    small = to_int8(proto, inputs)
-    entries = quantized(metadata).entries()
-    for entry in small.metadata_props:
-        entry.value = entries.get(entry.key, entry.value)
-    if SUFFIXES[path.suffix.lower()] == "onnx":
-        path.write_bytes(small.SerializeToString())
-    else:
-        network = import_optional("openvino", "openvino").Core().read_model(small.SerializeToString())
-        write_openvino(network, quantized(metadata), path)
-
-
-def pictures_to_compare(source: str, images: str | None, count: int, problems: list[str]) -> tuple[list[Pixels], str]:
-    """Some pictures, and where they are from: a folder, a run's validation set, or a random generator."""
+    if count < 1:
+        raise ConfigError(f"count: expected at least 1 picture to compare on, got {count}")
     if images is not None:
-        return list(read_all(evenly_spread(list_images(images), count), problems)), images
+        return list(read_some(images, count, problems)), str(images)
     if (Path(source) / "config.yaml").is_file():
         try:
             return list(_of_run(source, "val", count)), "the run's validation set"
@@ -162,26 +164,57 @@ def pictures_to_compare(source: str, images: str | None, count: int, problems: l
             problems.append(f"the run's validation set cannot be read: {error}")
     noise = np.random.default_rng(0)
     sizes = ((480, 640), (333, 500), (640, 427), (64, 80))
-    made = [noise.integers(0, 256, (*sizes[index % len(sizes)], 3), dtype=np.uint8) for index in range(count)]
-    return made, "noise; name real pictures with --images FOLDER"
+    pictures = [noise.integers(0, 256, (*sizes[index % len(sizes)], 3), dtype=np.uint8) for index in range(count)]
+    return pictures, "noise; name real pictures with --images FOLDER"
 
 
-def pictures_to_calibrate(source: str, folder: str | None, count: int, problems: list[str]) -> Iterator[Pixels]:
+def pictures_to_calibrate(
+    source: PathLike, folder: PathLike | None, count: int, problems: list[str]
+) -> Iterator[Pixels]:
     """Pictures of a folder, or of a run's training set, read one by one.
 
+    Args:
+        source: A run folder, or a file.
+        folder: The folder; None takes the run's training set.
+        count: Most pictures.
+        problems: Gets a line for each picture of the folder that cannot be read.
+
     Raises:
-        ConfigError: There is neither.
-        DataError: The folder holds none.
+        ConfigError: There is neither, or the count is below 1.
+        DataError: The folder holds no picture that can be read.
     """
+    if count < 1:
+        raise ConfigError(f"calibration: expected at least 1 picture, got {count}")
     if folder is not None:
-        return read_all(evenly_spread(list_images(folder), count), problems)
+        return read_some(folder, count, problems)
     if not (Path(source) / "config.yaml").is_file():
         raise ConfigError(f"int8: {source} is no run folder with a training set; name pictures with --calibrate FOLDER")
     return _of_run(source, "train", count)
 
 
-def read_all(files: Sequence[Path], problems: list[str]) -> Iterator[Pixels]:
-    """Reads pictures one by one; those that cannot be read are left out and get a line in ``problems``."""
+def read_some(folder: PathLike, count: int, problems: list[str]) -> Iterator[Pixels]:
+    """Reads pictures of a folder one by one, evenly spread over it; what cannot be read is left out.
+
+    Args:
+        folder: The folder.
+        count: Most pictures read.
+        problems: Gets a line for each picture that is left out.
+
+    Raises:
+        DataError: None of them can be read; raised at once, not when the first is asked for.
+    """
+    return _not_empty(_readable(evenly_spread(list_images(folder), count), problems), str(folder), problems)
+
+
+def _not_empty(pictures: Iterator[Pixels], where: str, problems: Sequence[str] = ()) -> Iterator[Pixels]:
+    """The same pictures; a DataError at once if there are none."""
+    first = next(pictures, None)
+    if first is None:
+        raise DataError(f"{where}: not one picture can be read{f'; {problems[-1]}' if problems else ''}")
+    return itertools.chain([first], pictures)
+
+
+def _readable(files: Sequence[Path], problems: list[str]) -> Iterator[Pixels]:
     for file in tqdm(files, desc="reading", unit="image", leave=False, disable=not sys.stderr.isatty()):
         try:
             yield read_image(file)
@@ -189,19 +222,11 @@ def read_all(files: Sequence[Path], problems: list[str]) -> Iterator[Pixels]:
             problems.append(f"left out: {error}")
 
 
-def _of_run(source: str, split: str, count: int) -> Iterator[Pixels]:
+def _of_run(source: PathLike, split: str, count: int) -> Iterator[Pixels]:
     """Pictures of a run's own data, evenly spread over it."""
-    data = build_dataset(config_of(source), split)
-    return (data.read(index).image for index in evenly_spread(range(len(data)), count))
-
-
-def _input(picture: Pixels, preprocess: Preprocess, form: Form) -> Pixels:
-    if form == "complete":
-        return np.ascontiguousarray(picture)[None]
-    pixels, _ = fit(picture, preprocess)
-    height, width = preprocess.input_size
-    # of one larger than the input that may not be scaled, a part
-    return np.ascontiguousarray(pixels[:height, :width])[None]
+    data = build_dataset(config_of(str(source)), split)
+    pictures = (data.read(index).image for index in evenly_spread(range(len(data)), count))
+    return _not_empty(pictures, f"{source}: data.{split}")
 
 
 def _line(differences: Differences, tolerance: float) -> str:

@@ -45,7 +45,7 @@ def prediction_grid(
     """
     import torch
 
-    from mnv2det.data.transforms import fit, resize
+    from mnv2det.data.fit import fit, resize
 
     run = Path(source)
     if not run.is_dir():

@@ -16,8 +16,8 @@ from mnv2det.convert.ncnn.ssdlite import convert_ncnn
 from mnv2det.convert.reestimate import reestimate
 from mnv2det.convert.tflite.classifier import convert_tflite
 from mnv2det.convert.tflite.reader import is_tflite
+from mnv2det.data.fit import fit
 from mnv2det.data.images import list_images, read_image
-from mnv2det.data.transforms import fit
 from mnv2det.errors import ConfigError, WeightsError
 from mnv2det.io import evenly_spread
 from mnv2det.models.build import assemble

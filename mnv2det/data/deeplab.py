@@ -2,85 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from mnv2det.data.transforms import Transform, Warp, pipeline
+from mnv2det.data.transforms import Transform
 from mnv2det.errors import ConfigError
 from mnv2det.registry import AUGMENTATIONS
-from mnv2det.structures import IGNORE, Preprocess
-
-TRIES = 10  # as mmsegmentation draws a crop again
-
-
-class ScaledCrop(Warp):
-    """A window of the output's own proportions, at whole pixels of the scaled picture.
-
-    Where the scaled picture is the smaller one, the window reaches beyond its right and bottom.
-    """
-
-    def __init__(
-        self,
-        size: tuple[int, int],
-        *,
-        scales: NDArray[np.float64] | tuple[float, float],
-        base: int | None,
-        cat_max: float | None,
-        fill: tuple[int, int, int],
-    ) -> None:
-        super().__init__(p=1)
-        self.size, self.scales, self.base, self.cat_max, self.fill = size, scales, base, cat_max, fill
-
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Chooses the scale and the window's corner (y, x) in pixels of the scaled picture."""
-        rng, shape = self.random_generator, np.array(params["shape"][:2])
-        scale = rng.uniform(*self.scales) if isinstance(self.scales, tuple) else rng.choice(self.scales)
-        scale *= self.base / shape.max() if self.base else 1
-        free = np.maximum(shape * scale - self.size, 0).astype(int)
-        corner = rng.integers(0, free + 1)
-        if self.cat_max is not None and "mask" in data:
-            for _ in range(TRIES):
-                # every fourth row and column tell enough
-                rows, columns = self._pixels(data["mask"].shape, scale, corner)
-                if _largest_share(data["mask"][rows[::4]][:, columns[::4]]) <= self.cat_max:
-                    break
-                corner = rng.integers(0, free + 1)
-        window = np.concatenate([corner, corner + self.size]) / np.tile(shape * scale, 2)
-        return {"scale": scale, "corner": corner, "window": window[[1, 0, 3, 2]]}
-
-    def apply(self, img: NDArray[Any], scale: float, corner: NDArray[Any], **params: Any) -> NDArray[Any]:
-        """The image, bilinear; beyond its border the mean colour."""
-        y, x = 0.5 * scale - 0.5 - corner  # pixel centres lie at .5
-        matrix = np.array([[scale, 0, x], [0, scale, y]])
-        shown = cv2.warpAffine(img, matrix, self.size[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        rows, columns = self._pixels(img.shape, scale, corner)
-        shown[len(rows) :], shown[:, len(columns) :] = self.fill, self.fill
-        return shown
-
-    def apply_to_mask(self, mask: NDArray[Any], scale: float, corner: NDArray[Any], **params: Any) -> NDArray[Any]:
-        """The mask, nearest; beyond its border 255."""
-        rows, columns = self._pixels(mask.shape, scale, corner)
-        shown = np.full(self.size, IGNORE, np.uint8)
-        shown[: len(rows), : len(columns)] = mask[rows][:, columns]
-        return shown
-
-    def _pixels(self, shape: tuple[int, ...], scale: float, corner: NDArray[Any]) -> list[NDArray[np.int64]]:
-        """Rows and columns of the picture in which the centres of the output's pixels lie, as far as they do."""
-        found = []
-        for count, start, end in zip(self.size, corner, shape, strict=False):
-            # a centre between two pixels belongs to the later one, whatever the rounding
-            places = np.floor((np.arange(count) + 0.5 + start) / scale + 1e-6).astype(np.int64)
-            found.append(places[places < end])
-        return found
-
-
-def _largest_share(mask: NDArray[Any]) -> float:
-    """Of the labelled pixels, those of the most frequent class; 1 where none is labelled."""
-    counts = np.bincount(mask.ravel(), minlength=IGNORE)[:IGNORE]
-    return float(counts.max() / counts.sum()) if counts.any() else 1.0
+from mnv2det.structures import Preprocess
 
 
 @AUGMENTATIONS.register("deeplab")
@@ -127,7 +54,9 @@ def deeplab(
         raise ConfigError(f"augmentation deeplab: cat_max {cat_max}: expected null or a share above 0, at most 1")
     if (base is not None and base < 1) or (crop is not None and min(crop) < 1):
         raise ConfigError(f"augmentation deeplab: base {base}, crop {crop}: expected null or pixels of 1 and more")
+    from mnv2det.data.warps import Pipeline, ScaledCrop
+
     scales = np.linspace(*scale, int((scale[1] - scale[0]) / step + 1.000001)) if step else scale
     size = crop or preprocess.input_size
     warp = ScaledCrop(size, scales=scales, base=base, cat_max=cat_max, fill=preprocess.fill)
-    return pipeline(warp, flip=flip, photometric=photometric)
+    return Pipeline(warp, flip=flip, photometric=photometric)

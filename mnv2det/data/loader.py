@@ -18,7 +18,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from mnv2det.config import BadData
 from mnv2det.data.dataset import Arrays, Dataset
-from mnv2det.data.transforms import Transform, fit
+from mnv2det.data.fit import fit
+from mnv2det.data.transforms import Transform
 from mnv2det.errors import DataError
 from mnv2det.io import cores
 from mnv2det.structures import Batch, Frame, Preprocess, Target

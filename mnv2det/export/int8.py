@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnv2det.export.program import INPUT
 from mnv2det.io import import_optional
 
-# what is computed in int8; all else of a network is cheap, or surrounds it
-# (a convolution and the ReLU behind it are one operator: not named, it would be rounded before it is clipped)
+# the operators that are computed in int8: all others are cheap, or come before or after the network.
+# Clipping is among them because a convolution and the ReLU behind it become one operator; otherwise the
+# convolution's result would be rounded before it is clipped.
 CLIPPING = ("Clip", "Relu")
 QUANTIZED = ("Conv", "Add", *CLIPPING)
 
 
 def to_int8(proto: Any, inputs: Iterable[NDArray[np.uint8]]) -> Any:
-    """The same network in int8 where that pays, by onnxruntime's static quantisation.
+    """Quantises a network to int8 where that saves time, by onnxruntime's static quantisation.
 
     Activations have eight unsigned bits and one range, weights eight signed bits and a range per
     channel. That holds for the first convolution, as pixels have no more than 256 values, and for the
@@ -29,9 +29,8 @@ def to_int8(proto: Any, inputs: Iterable[NDArray[np.uint8]]) -> Any:
     results (docs/results.md). What follows them stays in float32.
 
     Args:
-        proto: An ``onnx.ModelProto`` of `mnv2det.export.program.to_onnx`.
-        inputs: What it is to be calibrated on, uint8 (1, H, W, 3) each, brought to its input's size
-            if the form is raw.
+        proto: An ``onnx.ModelProto`` as `mnv2det.export.program.ExportProgram.onnx` makes it; it is not changed.
+        inputs: What it is calibrated on, uint8 (1, H, W, 3) each; of the input's size if the form is raw.
 
     Returns:
         An ``onnx.ModelProto``.
@@ -44,13 +43,13 @@ def to_int8(proto: Any, inputs: Iterable[NDArray[np.uint8]]) -> Any:
     logger, level = logging.getLogger(), logging.getLogger().level
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
-        logger.setLevel(logging.ERROR)  # it advises on what was done already
+        logger.setLevel(logging.ERROR)  # it recommends preparations that are already made
         try:
             library.quantize_static(
-                # it moves the weights of what it is given into a file of its own
+                # a copy: quantize_static moves the weights of its argument into a file of its own
                 onnx.ModelProto.FromString(proto.SerializeToString()),
                 path,
-                _reader(library.CalibrationDataReader, inputs),
+                _reader(library.CalibrationDataReader, proto.graph.input[0].name, inputs),
                 quant_format=library.QuantFormat.QDQ,
                 op_types_to_quantize=list(QUANTIZED),
                 per_channel=True,
@@ -71,32 +70,30 @@ def kept_exact(proto: Any) -> set[str]:
         proto: An ``onnx.ModelProto``; its nodes are in the order of computation.
     """
     exact = set()
-    # values that come out of a convolution, at once or on a longer way
-    fresh: set[str] = set()
-    behind: set[str] = set()
-    clips = set()
+    conv_outputs: set[str] = set()
+    after_conv: set[str] = set()  # values that depend on a convolution
+    activations = set()  # clipping nodes that follow a convolution at once
     for node in proto.graph.node:
         if node.op_type == "Conv":
-            fresh.update(node.output)
-        elif not behind & set(node.input):
+            conv_outputs.update(node.output)
+        elif not after_conv & set(node.input):
             exact.add(node.name)
             continue
-        behind.update(node.output)
-        if node.op_type in CLIPPING and fresh & set(node.input):
-            clips.add(node.name)
-    # values that go into one
-    ahead: set[str] = set()
+        after_conv.update(node.output)
+        if node.op_type in CLIPPING and conv_outputs & set(node.input):
+            activations.add(node.name)
+    before_conv: set[str] = set()  # values that a convolution depends on
     for node in reversed(proto.graph.node):
-        if ahead & set(node.output) or node.op_type == "Conv":
-            ahead.update(node.input)
-        elif node.name not in clips:
+        if before_conv & set(node.output) or node.op_type == "Conv":
+            before_conv.update(node.input)
+        elif node.name not in activations:
             exact.add(node.name)
     return exact
 
 
-def _reader(base: type, inputs: Iterable[NDArray[np.uint8]]) -> Any:
-    """The pictures, as onnxruntime asks for them."""
-    feeds: Iterator[dict[str, NDArray[np.uint8]]] = ({INPUT: image} for image in inputs)
+def _reader(base: type, name: str, inputs: Iterable[NDArray[np.uint8]]) -> Any:
+    """Hands the inputs, under the name of the network's input, to onnxruntime one by one."""
+    feeds: Iterator[dict[str, NDArray[np.uint8]]] = ({name: image} for image in inputs)
 
     class Reader(base):
         def get_next(self) -> Any:

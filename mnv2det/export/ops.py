@@ -21,7 +21,7 @@ Suppress = Callable[[Tensor, Tensor, float, float, int], Tensor]
 
 
 def fit(image: Tensor, preprocess: Preprocess) -> tuple[Tensor, Tensor, Tensor]:
-    """What `mnv2det.data.transforms.fit` does, to a batch of pictures of one size and as OpenCV rounds.
+    """What `mnv2det.data.fit.fit` does, to a batch of pictures of one size and as OpenCV rounds.
 
     Where pictures are not scaled (``pad``), one larger than the input is: a graph has no windows.
 

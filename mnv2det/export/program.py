@@ -1,37 +1,41 @@
-"""A model as a file of another runtime, which says itself what it is."""
+"""A model on its way into a file of another runtime: the forms that a writer can start from, and what the file says."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import logging
-import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
-from mnv2det.errors import ConfigError, WeightsError, near
+from mnv2det.data.fit import fit
+from mnv2det.errors import WeightsError
 from mnv2det.export.graph import Complete, Raw
-from mnv2det.export.ops import onnx_translations, suppress_greedily, suppress_in_onnx
+from mnv2det.export.int8 import to_int8
+from mnv2det.export.ops import Suppress, onnx_translations, suppress_greedily, suppress_in_onnx
 from mnv2det.export.split import split_channels
 from mnv2det.io import import_optional
 from mnv2det.models.head import Dense
 from mnv2det.models.model import Model
 from mnv2det.models.weight_file import HEADER_KEY, Header
+from mnv2det.registry import HEADS
 
-Format = Literal["onnx", "openvino", "torch"]
 Form = Literal["raw", "complete"]
-SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}
 OPSET = 20
-INPUT = "image"
-LEAST = 32  # pixels of an input's side: the stride of the whole backbone
-MOST = 16384  # pixels of a side, and pictures of a batch
+INPUT = "image"  # name of the network's input
+MIN_SIDE = 32  # pixels of an input's side: the stride of the whole backbone
+MAX_SIZE = 16384  # pixels of a side, and pictures of a batch
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,10 @@ class ExportMetadata:
     """What an exported file says of itself.
 
     Attributes:
-        KEYS: Of the file's metadata.
+        KEYS: The keys under which a file's metadata holds the three fields.
         header: As in a weight file; its preprocessing holds for the raw form, too.
-        form: ``raw``: input of the input's size in, the heads' tensors out. ``complete``: pictures of
-            any size in, results out.
+        form: ``raw``: the network's input in, the heads' tensors out. ``complete``: pictures of any size in,
+            results out.
         precision: ``fp32`` or ``int8``.
     """
 
@@ -52,13 +56,23 @@ class ExportMetadata:
     form: Form
     precision: Literal["fp32", "int8"] = "fp32"
 
+    @property
+    def any_size(self) -> bool:
+        """Whether the traced graph takes inputs of any size: a complete one, and one of segmenters alone."""
+        heads = [HEADS.get(head["name"]) for head in self.header.heads.values()]
+        return self.form == "complete" or all(issubclass(head, Dense) for head in heads)
+
     def entries(self) -> dict[str, str]:
-        """As text by key, for the file."""
+        """The fields as text by key, for a file's metadata."""
         return dict(zip(self.KEYS, (self.header.to_json(), self.form, self.precision), strict=True))
 
     @classmethod
     def of(cls, entries: dict[str, str], *, where: str) -> ExportMetadata:
         """Reads what `entries` gave.
+
+        Args:
+            entries: A file's metadata; other keys are passed over.
+            where: The file, for messages.
 
         Raises:
             WeightsError: A key is missing or its value wrong.
@@ -72,119 +86,112 @@ class ExportMetadata:
         return cls(Header.from_json(header, where=where), form, precision)  # type: ignore[arg-type]
 
 
-def format_of(path: str | os.PathLike[str], given: str | None = None) -> Format:
-    """The format that a file's name and the user ask for.
+class ExportProgram:
+    """A model in the forms that a runtime may write: a plain module, a traced graph, ONNX.
 
-    Raises:
-        ConfigError: They disagree, or neither is known.
-    """
-    suffix = Path(path).suffix.lower()
-    if given is not None and given not in get_args(Format):
-        raise ConfigError(f"format '{given}'{near(given, get_args(Format))}")
-    if suffix not in SUFFIXES:
-        wanted = [end for end, name in SUFFIXES.items() if given in (None, name)]
-        raise ConfigError(f"{path}: expected a name that ends in {' or '.join(wanted)}")
-    if given not in (None, SUFFIXES[suffix]):
-        raise ConfigError(f"{path}: ends in {suffix}, which is {SUFFIXES[suffix]}, but the format given is {given}")
-    return SUFFIXES[suffix]
-
-
-def to_program(model: Model, form: Form, *, for_onnx: bool = False, splits: int | None = None) -> ExportedProgram:
-    """The traced graph: any number of pictures; of any size where complete or only segmenting.
+    A form is made when it is first asked for. The graphs take any number of pictures, and pictures of any size
+    where `ExportMetadata.any_size` says so.
 
     Args:
         model: Any; it is copied.
-        form: As `ExportMetadata` has it.
-        for_onnx: Whether operators may stand in it that only ONNX has.
+        metadata: What the file will say of itself, in float32.
         splits: Parts of the bottlenecks' expanded channels (paper, section 5.1); None leaves them whole.
 
-    Raises:
-        ConfigError: The form is complete and a head cannot be, or the backbone cannot be split.
+    Attributes:
+        metadata: What the file will say of itself.
     """
-    suppress = suppress_in_onnx if for_onnx else suppress_greedily
-    graph: Raw | Complete = Raw(model) if form == "raw" else Complete(model, suppress)
-    if splits is not None:
-        split_channels((graph if isinstance(graph, Raw) else graph.raw).model, splits)
-    graph = graph.eval().to(memory_format=torch.channels_last)
-    dimensions: dict[int, Dim] = {0: Dim("batch", min=1, max=MOST)}
-    if form == "complete" or all(isinstance(head, Dense) for head in model.heads.values()):
-        least = 1 if form == "complete" else LEAST
-        dimensions |= {1: Dim("height", min=least, max=MOST), 2: Dim("width", min=least, max=MOST)}
-    example = torch.zeros(2, *model.preprocess.input_size, 3, dtype=torch.uint8)
-    with torch.no_grad(), _quiet():
-        program = torch.export.export(graph, (example,), dynamic_shapes=(dimensions,))
-    for part in program.graph_module.modules():
-        for node in part.graph.nodes if isinstance(part, GraphModule) else ():
-            node.meta.pop("stack_trace", None)  # paths of this machine
-    return program
 
+    def __init__(self, model: Model, metadata: ExportMetadata, *, splits: int | None = None) -> None:
+        self.model, self.metadata, self.splits = model, metadata, splits
 
-def to_onnx(model: Model, metadata: ExportMetadata, *, splits: int | None = None) -> Any:
-    """An ``onnx.ModelProto``; ``splits`` as in `to_program`.
+    @property
+    def example(self) -> Tensor:
+        """An input to trace with: uint8 (2, H, W, 3), zeros of the model's input size."""
+        return torch.zeros(2, *self.metadata.header.preprocess.input_size, 3, dtype=torch.uint8)
 
-    Raises:
-        ConfigError: As `to_program`, or ONNX is not installed.
-    """
-    import_optional("onnx", "export")
-    import_optional("onnxscript", "export")
-    program = to_program(model, metadata.form, for_onnx=True, splits=splits)
-    with torch.no_grad(), _quiet():
-        made = torch.onnx.export(
-            program,
-            (),
-            dynamo=True,
-            opset_version=OPSET,
-            external_data=False,
-            verbose=False,
-            input_names=[INPUT],
-            output_names=output_names(program),
-            custom_translation_table=onnx_translations(),
-        )
-    assert made is not None
-    proto = made.model_proto
-    _tidy(proto)
-    for key, value in metadata.entries().items():
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = key, value
-    return proto
+    def module(self, suppress: Suppress = suppress_greedily) -> Raw | Complete:
+        """A module in evaluation mode that maps uint8 (B, H, W, 3) to tensors named ``task.name``; float32.
 
+        Args:
+            suppress: How a complete detector does non-maximum suppression.
 
-def write(model: Model, metadata: ExportMetadata, path: Path, *, splits: int | None = None) -> None:
-    """Writes a file of the format that its suffix names; OpenVINO's weights lie beside it as .bin.
+        Raises:
+            ConfigError: The form is complete and a head cannot be, or the backbone cannot be split.
+        """
+        module: Raw | Complete = Raw(self.model) if self.metadata.form == "raw" else Complete(self.model, suppress)
+        if self.splits is not None:
+            split_channels((module if isinstance(module, Raw) else module.raw).model, self.splits)
+        return module.eval().to(memory_format=torch.channels_last)
 
-    ``splits`` as in `to_program`.
+    def trace(self, suppress: Suppress = suppress_greedily) -> ExportedProgram:
+        """The graph of `module` as torch.export traces it.
 
-    Raises:
-        ConfigError: As `to_onnx`.
-    """
-    kind = format_of(path)
-    if kind == "torch":
-        program = to_program(model, metadata.form, splits=splits)
-        with _quiet():
-            torch.export.save(program, path, extra_files=metadata.entries())
-        return
-    if kind == "openvino":
-        import_optional("openvino", "openvino")
-    proto = to_onnx(model, metadata, splits=splits)
-    if kind == "onnx":
-        path.write_bytes(proto.SerializeToString())
-    else:
-        write_openvino(
-            import_optional("openvino", "openvino").Core().read_model(proto.SerializeToString()), metadata, path
-        )
+        Raises:
+            ConfigError: As `module`.
+        """
+        dimensions: dict[int, Dim] = {0: Dim("batch", min=1, max=MAX_SIZE)}
+        if self.metadata.any_size:
+            least = 1 if self.metadata.form == "complete" else MIN_SIDE
+            dimensions |= {1: Dim("height", min=least, max=MAX_SIZE), 2: Dim("width", min=least, max=MAX_SIZE)}
+        module = self.module(suppress)
+        with torch.no_grad(), quiet_exporters():
+            program = torch.export.export(module, (self.example,), dynamic_shapes=(dimensions,))
+        for graph_module in program.graph_module.modules():
+            for node in graph_module.graph.nodes if isinstance(graph_module, GraphModule) else ():
+                node.meta.pop("stack_trace", None)  # paths of this machine
+        return program
 
+    @functools.cached_property
+    def onnx(self) -> Any:
+        """The network as an ``onnx.ModelProto`` that holds its metadata; int8 after `quantize`.
 
-def write_openvino(network: Any, metadata: ExportMetadata, path: Path) -> None:
-    """Writes an ``openvino.Model`` with its metadata, where its reader of ONNX puts metadata, too."""
-    for key, value in metadata.entries().items():
-        network.set_rt_info(value, ["framework", key])
-    # half-precision weights, the default, would change results
-    import_optional("openvino", "openvino").save_model(network, path, compress_to_fp16=False)
+        Raises:
+            ConfigError: As `module`, or ONNX is not installed.
+        """
+        import_optional("onnx", "export")
+        import_optional("onnxscript", "export")
+        program = self.trace(suppress_in_onnx)
+        with torch.no_grad(), quiet_exporters():
+            exported = torch.onnx.export(
+                program,
+                (),
+                dynamo=True,
+                opset_version=OPSET,
+                external_data=False,
+                verbose=False,
+                input_names=[INPUT],
+                output_names=output_names(program),
+                custom_translation_table=onnx_translations(),
+            )
+        assert exported is not None
+        proto = exported.model_proto
+        _tidy(proto)
+        _set_metadata(proto, self.metadata)
+        return proto
 
+    def quantize(self, pictures: Iterable[NDArray[np.uint8]]) -> ExportProgram:
+        """The same program in int8. Only its `onnx` is: runtimes that hold int8 networks read or convert that.
 
-def quantized(metadata: ExportMetadata) -> ExportMetadata:
-    """The metadata of the same model in int8."""
-    return replace(metadata, precision="int8")
+        Args:
+            pictures: To calibrate on, uint8 (H, W, 3) each, RGB, of any size.
+
+        Raises:
+            ConfigError: As `onnx`, or onnxruntime is not installed.
+        """
+        quantized = copy.copy(self)
+        quantized.metadata = replace(self.metadata, precision="int8")
+        quantized.onnx = to_int8(self.onnx, map(self._input, pictures))
+        _set_metadata(quantized.onnx, quantized.metadata)
+        return quantized
+
+    def _input(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The program's input (1, H, W, 3) for a picture."""
+        if self.metadata.form == "raw":
+            preprocess = self.metadata.header.preprocess
+            height, width = preprocess.input_size
+            # of a picture larger than the input that may not be scaled, the top-left part
+            picture = fit(picture, preprocess)[0][:height, :width]
+        return np.ascontiguousarray(picture)[None]
 
 
 def output_names(program: ExportedProgram) -> list[str]:
@@ -194,23 +201,31 @@ def output_names(program: ExportedProgram) -> list[str]:
 
 
 def _tidy(proto: Any) -> None:
-    """Names the open dimensions, and drops what torch notes on where each node comes from in our source."""
+    """Names the open dimensions, and drops torch's notes on which line of source each node comes from."""
     shape = proto.graph.input[0].type.tensor_type.shape.dim
     names = {size.dim_param: name for size, name in zip(shape, ("batch", "height", "width"), strict=False)}
     for value in (*proto.graph.input, *proto.graph.output):
         for size in value.type.tensor_type.shape.dim:
             if size.dim_param:
                 size.dim_param = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), size.dim_param)
-    del proto.graph.value_info[:], proto.metadata_props[:]
-    for part in (proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output):
-        del part.metadata_props[:]
+    del proto.graph.value_info[:]
+    for described in (proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output):
+        del described.metadata_props[:]
     for node in proto.graph.node:
         node.ClearField("doc_string")
 
 
+def _set_metadata(proto: Any, metadata: ExportMetadata) -> None:
+    """Makes the metadata the only one that an ONNX file holds."""
+    del proto.metadata_props[:]
+    for key, value in metadata.entries().items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, value
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporters' own remarks, which are on torch's insides."""
+def quiet_exporters() -> Iterator[None]:
+    """Keeps torch's exporters from printing remarks about their own insides."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:

@@ -1,4 +1,4 @@
-"""The paper's split (section 5.1) as a graph for export: expanded channels in t parts, whose outputs are added up."""
+"""The paper's split bottlenecks (section 5.1) for export: expanded channels in t parts, whose outputs are added up."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from mnv2det.models.layers import InvertedResidual
 from mnv2det.models.mobilenet_v2 import MobileNetV2
 from mnv2det.models.model import Model
 
-LANES = 16  # channels in a vector register; parts are multiples of it
+LANES = 16  # channels in a vector register; the size of a part is a multiple of it
 
 
 class SplitResidual(InvertedResidual):
-    """F(x) as the sum of A_i(N(B_i(x))) over parts of the expanded channels, each with layers of its own.
+    """A bottleneck F(x) as the sum of A_i(N(B_i(x))) over parts of the expanded channels (paper, section 5.1).
+
+    Each part has layers of its own: expansion B_i, depthwise convolution N and projection A_i.
 
     Args:
         block: With `Folded` layers.
-        splits: Number of parts; a part is a multiple of 16 channels.
+        splits: Number of parts; fewer if these would be no multiples of 16 channels.
     """
 
     parts: nn.ModuleList
@@ -32,18 +34,18 @@ class SplitResidual(InvertedResidual):
         assert isinstance(depthwise, Folded)
         assert isinstance(project, Folded)
         hidden = expand.conv.out_channels
-        each = part_of(hidden, splits)
+        size = part_of(hidden, splits)
         self.parts = nn.ModuleList(
             nn.Sequential(
-                _part(expand, outputs=slice(low, low + each)),
-                _part(depthwise, outputs=slice(low, low + each)),
-                _part(project, inputs=slice(low, low + each), bias=low == 0),
+                _part(expand, outputs=slice(low, low + size)),
+                _part(depthwise, outputs=slice(low, low + size)),
+                _part(project, inputs=slice(low, low + size), bias=low == 0),
             )
-            for low in range(0, hidden, each)
+            for low in range(0, hidden, size)
         )
 
     def finish(self, x: Tensor, widened: Tensor) -> Tensor:
-        """Maps (B, inputs, H, W) to (B, outputs, ceil(H / stride), ceil(W / stride))."""
+        """Maps the block's input (B, inputs, H, W) to (B, outputs, ceil(H / stride), ceil(W / stride))."""
         y = self.parts[0](x)
         for part in self.parts[1:]:
             y = y + part(x)
@@ -51,7 +53,7 @@ class SplitResidual(InvertedResidual):
 
 
 def split_channels(model: Model, splits: int) -> None:
-    """Splits the bottlenecks of a folded model in place, but for those whose expanded tensor is read.
+    """Splits the bottlenecks of a folded model in place, except those whose expanded tensor a head reads.
 
     Raises:
         ConfigError: The backbone is not MobileNetV2 as published, or the number is below 1.
@@ -70,7 +72,7 @@ def split_channels(model: Model, splits: int) -> None:
 
 
 def _part(layer: Folded, *, inputs: slice = slice(None), outputs: slice = slice(None), bias: bool = True) -> Folded:
-    """Some inputs and outputs of a layer; of a depthwise one both are its outputs."""
+    """A layer with some of the inputs and outputs of another; a depthwise layer is cut by its outputs alone."""
     part, whole = Folded.__new__(Folded), layer.conv
     nn.Module.__init__(part)
     part.pads_by_size, part.high = layer.pads_by_size, layer.high
@@ -94,14 +96,14 @@ def _part(layer: Folded, *, inputs: slice = slice(None), outputs: slice = slice(
 
 
 def check_bottlenecks(backbone: MobileNetV2, what: str) -> None:
-    """Refuses those of ablations, whose parts cannot be added up.
+    """Refuses the bottlenecks of ablations: the outputs of their parts cannot be added up.
 
     Args:
         backbone: With `Folded` layers.
-        what: Needs them as published, for the message.
+        what: The setting that needs bottlenecks as published, for the message.
 
     Raises:
-        ConfigError: They are not.
+        ConfigError: They are not as published.
     """
     layers = [getattr(block, name, None) for block in backbone.blocks for name in ("depthwise", "project")]
     linear = all(getattr(layer, "high", None) is None for layer in layers[1::2])
@@ -112,6 +114,6 @@ def check_bottlenecks(backbone: MobileNetV2, what: str) -> None:
 
 
 def part_of(hidden: int, splits: int) -> int:
-    """Channels of each part but the last; whole registers unless they are fewer."""
+    """The number of channels of every part but the last: whole vector registers, unless a part fills less than one."""
     part = -(-hidden // splits)
     return part if part < LANES else -(-part // LANES) * LANES

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.ops import nms
 
 Candidates = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]  # boxes, scores, labels
 GROUP = 16  # rows of which only the best value is looked at when bounding the best of all
@@ -71,6 +70,8 @@ def _join(first: Candidates, second: Candidates) -> Candidates:
 
 def _suppress(candidates: Candidates, iou: float, keep: int) -> Candidates:
     """The best ``keep`` of boxes, scores and labels after NMS within each class."""
+    from torchvision.ops import nms
+
     boxes, scores, labels = candidates
     # float64: the offset that keeps classes apart must not blur the coordinates
     exact = boxes.astype(np.float64)

@@ -1,1 +1,8 @@
-"""Running a model, whatever library computes it: `Predictor` and the runtimes behind it."""
+"""Running a model, whatever library computes it; importing this registers the runtimes.
+
+`predictor` is what users meet; `base` says what a runtime is, and a file of its own implements each.
+"""
+
+from mnv2det.runtime import onnx_runtime, openvino_runtime, torch_runtime
+
+__all__ = ["onnx_runtime", "openvino_runtime", "torch_runtime"]

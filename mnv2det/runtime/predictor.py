@@ -12,18 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mnv2det.data.fit import fit
 from mnv2det.data.images import decode_image, read_image
-from mnv2det.data.transforms import fit
-from mnv2det.errors import ConfigError, DataError
-from mnv2det.export.program import SUFFIXES
+from mnv2det.errors import ConfigError, DataError, WeightsError
+from mnv2det.export.program import ExportMetadata, ExportProgram
 from mnv2det.models.build import assemble, from_file, weights_of
 from mnv2det.models.head import Dense, Head
 from mnv2det.models.model import pick_device
 from mnv2det.models.weight_file import Header, read_header
-from mnv2det.models.windows import average_windows
-from mnv2det.ops.maps import label
+from mnv2det.models.windows import segment
 from mnv2det.registry import HEADS
-from mnv2det.runtime.backends import Backend, Outputs, Precision, open_export, open_model
+from mnv2det.runtime.base import Options, Outputs, Precision, Session, choose, is_export, readers, runtimes
 from mnv2det.structures import Detections, Frame, Preprocess, Result, Scores, Segmentation
 
 Pixels = NDArray[np.uint8]
@@ -33,13 +32,14 @@ Picture = str | os.PathLike[str] | bytes | Pixels
 class Predictor:
     """A model with all it needs to know: classes, input size, mean and std come with it.
 
-    Threads may share one. Its work is `prepare`, `run` and `finish`, for who wants to time them.
+    Threads may share one. `prepare`, `run` and `finish` are the three steps of a prediction; who wants to time
+    them calls them one by one.
 
     Args:
         source: A run folder (its ``best.safetensors``), a weight file, or an exported model
             (``.onnx``, ``.xml`` of OpenVINO, ``.pt2``).
-        backend: ``torch``, ``onnxruntime`` or ``openvino``. ``auto`` takes torch for weights, which the
-            others need seconds to convert, and for an exported model the first that reads it.
+        backend: ``torch``, ``onnxruntime``, ``openvino`` or a runtime of your own. ``auto`` takes torch for weights,
+            which the others need seconds to convert, and for an exported model the first that reads it.
         device: ``cpu``, ``cuda`` ...; None takes CUDA where there is one and the backend is torch.
         threads: That a prediction computes with; None takes all cores. Of torch they are the process's.
         precision: ``fp32``, or ``bf16`` where backend and processor have it. An int8 file stays int8;
@@ -52,7 +52,7 @@ class Predictor:
     Attributes:
         header: What travels with the weights.
         classes: Class names by task.
-        backend: What runs the network.
+        session: The loaded network.
 
     Raises:
         ConfigError: The backend is not installed, or cannot do what is asked for.
@@ -75,67 +75,83 @@ class Predictor:
         memory_budget: int | None = None,
         heads: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        exported = Path(source).suffix.lower() in SUFFIXES
-        elsewhere = exported or backend in ("onnxruntime", "openvino")
-        self.device = pick_device("cpu" if device is None and elsewhere else device)
+        path, exported = Path(source), is_export(source)
         if exported and memory_budget is not None:
             raise ConfigError(f"{source}: a memory budget needs weights, not an exported model")
+        if exported and not path.is_file():
+            raise WeightsError(f"{source}: no such exported model")
         if exported:
-            self.backend: Backend = open_export(
-                Path(source), backend, device=self.device, threads=threads, precision=precision
-            )
-            self.header = self.backend.metadata.header
-            if heads and self.backend.metadata.form == "complete":
+            able = readers(path)
+        else:
+            model, self.header = from_file(str(weights_of(source)), heads=heads)
+            able = [runtime for runtime in runtimes() if runtime.native or backend != "auto"]
+        runtime = choose(backend, able, str(source), precision)
+        self.device = pick_device(device or (None if runtime.native and not exported else runtime.devices[0]))
+        options = Options(self.device, threads, precision, memory_budget)
+        runtime.check(options)
+        if exported:
+            self.session: Session = runtime.open(path, options)
+            self.header = self.session.metadata.header
+            if heads and self.session.metadata.form == "complete":
                 raise ConfigError(f"{source}: a complete export holds its thresholds; export it again with others")
             self.heads = _heads(self.header, heads or {}, str(source))
         else:
-            model, self.header = from_file(str(weights_of(source)), heads=heads)
-            self.backend = open_model(
-                model,
-                self.header,
-                backend,
-                device=self.device,
-                threads=threads,
-                precision=precision,
-                memory_budget=memory_budget,
-            )
+            self.session = runtime.load(ExportProgram(model, ExportMetadata(self.header, "raw")), options)
             self.heads = dict(model.heads.items())  # type: ignore[arg-type]
         self.classes = self.header.classes
         self.preprocess: Preprocess = self.header.preprocess
-        self.backend.attach_heads(self.heads)
-        self._fixed = {task: head.constants(self.preprocess.input_size) for task, head in self.heads.items()}
+        self.session.attach_heads(self.heads)
+        self._constants = {task: head.constants(self.preprocess.input_size) for task, head in self.heads.items()}
 
     @property
     def precision(self) -> str:
         """That of most of the network: ``fp32``, ``bf16`` or ``int8``."""
-        return "int8" if self.backend.metadata.precision == "int8" else self.backend.precision
+        return "int8" if self.session.metadata.precision == "int8" else self.session.precision
 
-    def __call__(self, picture: Picture) -> dict[str, Result]:
+    def __call__(self, picture: Picture, *, scales: Sequence[float] = (1.0,), flip: bool = False) -> dict[str, Result]:
         """Results of every task for one picture.
 
         Args:
             picture: A file, the bytes of one, or uint8 (H, W, 3) RGB.
+            scales: As `batch` takes them, as is ``flip``.
+            flip: Whether segmentation also looks at the mirrored picture.
 
         Returns:
             Task name to result, in the picture's own pixels.
 
         Raises:
+            ConfigError: This model cannot look at a picture that way.
             DataError: The picture cannot be read, or has another shape or type.
         """
-        return self.batch([picture])[0]
+        return self.batch([picture], scales=scales, flip=flip)[0]
 
-    def batch(self, pictures: Sequence[Picture]) -> list[dict[str, Result]]:
-        """Results for several pictures, of any sizes; those of one size after fitting in one pass if that is faster."""
-        if self.backend.singly and len(pictures) > 1:
-            return [self(picture) for picture in pictures]
+    def batch(
+        self, pictures: Sequence[Picture], *, scales: Sequence[float] = (1.0,), flip: bool = False
+    ) -> list[dict[str, Result]]:
+        """Results for several pictures, of any sizes; those of one size after fitting in one pass if that is faster.
+
+        Args:
+            pictures: Each as `__call__` takes it.
+            scales: Segmentation averages its probabilities over the input at these scales (``test.scales``); other
+                tasks look once, as in `Model.predict`.
+            flip: Whether segmentation also looks at every scale mirrored (``test.flip``).
+
+        Raises:
+            ConfigError: This model cannot look at a picture that way.
+            DataError: A picture cannot be read, or has another shape or type.
+        """
+        if self.session.prefers_single_pictures and len(pictures) > 1:
+            return [self(picture, scales=scales, flip=flip) for picture in pictures]
+        several_looks = self._looks_several_times(scales, flip)
         images = [load(picture) for picture in pictures]
         fitted = [self.prepare(image) for image in images]
         results: list[dict[str, Result]] = [{} for _ in images]
         for shape in dict.fromkeys(pixels.shape for pixels, _ in fitted):
             chosen = [number for number, (pixels, _) in enumerate(fitted) if pixels.shape == shape]
             frames = [fitted[number][1] for number in chosen]
-            if self.backend.metadata.form == "raw" and shape[:2] != self.preprocess.input_size:
-                found = [self._larger(*fitted[number]) for number in chosen]
+            larger = self.session.metadata.form == "raw" and shape[:2] != self.preprocess.input_size
+            if larger or several_looks:
+                found = [self._combine_looks(*fitted[number], scales, flip) for number in chosen]
             else:
                 found = self.finish(self.run(_stack([fitted[number][0] for number in chosen]), frames), frames)
             for number, result in zip(chosen, found, strict=True):
@@ -144,7 +160,7 @@ class Predictor:
 
     def prepare(self, image: Pixels) -> tuple[Pixels, Frame]:
         """What the network is given of a picture uint8 (H, W, 3) RGB: itself, where the export is complete."""
-        if self.backend.metadata.form == "complete":
+        if self.session.metadata.form == "complete":
             return image, Frame((image.shape[0], image.shape[1]), self.preprocess.input_size)
         return fit(image, self.preprocess)
 
@@ -153,11 +169,11 @@ class Predictor:
 
         Given `prepare`'s frames, some of `finish`'s work is done here where the backend is faster at it.
         """
-        return self.backend.run(pixels, frames[0] if len(frames) == 1 else None)
+        return self.session.run(pixels, frames[0] if len(frames) == 1 else None)
 
     def finish(self, outputs: Outputs, frames: Sequence[Frame]) -> list[dict[str, Result]]:
         """Results of the pictures of one batch, from `run`'s outputs and `prepare`'s frames."""
-        if self.backend.metadata.form == "complete":
+        if self.session.metadata.form == "complete":
             return [{task: _result(outputs, task, number) for task in self.heads} for number in range(len(frames))]
         found: dict[str, Sequence[Any]] = {}
         for task, head in self.heads.items():
@@ -165,30 +181,57 @@ class Predictor:
                 found[task] = [outputs[task]]
                 continue
             with torch.no_grad():
-                found[task] = head.decode({**_of(outputs, task), **self._fixed[task]}, frames)
+                found[task] = head.decode({**_of(outputs, task), **self._constants[task]}, frames)
         return [{task: results[number] for task, results in found.items()} for number in range(len(frames))]
 
-    def _larger(self, pixels: Pixels, frame: Frame) -> dict[str, Result]:
-        """A picture larger than the input that may not be scaled: as `Model.predict` sees it."""
+    def _looks_several_times(self, scales: Sequence[float], flip: bool) -> bool:
+        """Whether scales or mirror images ask for several looks at a picture; refuses what this model cannot do."""
+        scaled = tuple(scales) != (1.0,)
+        if not (scaled or flip) or not any(isinstance(head, Dense) for head in self.heads.values()):
+            return False
+        if self.session.metadata.form == "complete":
+            raise ConfigError("test.scales, test.flip: a complete export looks once; use a raw one or the weights")
+        if scaled and not self.session.any_size:
+            size = "x".join(str(side) for side in self.preprocess.input_size)
+            raise ConfigError(
+                f"test.scales: expected [1.0], as this export takes inputs of {size} only; or use the weights"
+            )
+        return True
+
+    def _combine_looks(self, pixels: Pixels, frame: Frame, scales: Sequence[float], flip: bool) -> dict[str, Result]:
+        """One fitted picture as `Model.predict` sees it: at several scales, mirrored, in windows if it is large."""
         size = (pixels.shape[0], pixels.shape[1])
         dense = {task: head for task, head in self.heads.items() if isinstance(head, Dense)}
         found: dict[str, Result] = {}
         if len(dense) < len(self.heads):
-            if not self.backend.any_size:
+            if size != self.preprocess.input_size and not self.session.any_size:
                 most = "x".join(str(side) for side in self.preprocess.input_size)
                 raise DataError(f"picture of {size[0]}x{size[1]}: this export takes at most {most}, unscaled")
             whole = self.run(pixels[None])
             for task, head in self.heads.items():
-                found[task] = head.decode({**_of(whole, task), **head.constants(size)}, [frame])[0]
+                if task not in dense:
+                    found[task] = head.decode({**_of(whole, task), **head.constants(size)}, [frame])[0]
 
-        def probabilities(rows: slice, columns: slice) -> dict[str, Tensor]:
-            part = np.ascontiguousarray(pixels[None, rows, columns])
-            outputs = self.run(part)
-            shape = (part.shape[1], part.shape[2])
+        def probabilities(view: Tensor) -> dict[str, Tensor]:
+            image = view.permute(0, 2, 3, 1).contiguous()
+            if image.is_floating_point() and not self.session.float_pixels:
+                image = image.round().to(torch.uint8)
+            outputs = self.run(image.numpy())
+            shape = (image.shape[1], image.shape[2])
             return {task: head.scores(_of(outputs, task), shape).cpu() for task, head in dense.items()}
 
-        maps = average_windows(probabilities, size, self.preprocess.input_size)
-        found |= {task: label(each, [frame])[0] for task, each in maps.items()}
+        if dense:
+            inputs = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+            window = self.preprocess.input_size if self.preprocess.fit == "pad" else size
+            masks = segment(
+                probabilities,
+                inputs.float() if tuple(scales) != (1.0,) else inputs,
+                [frame],
+                window=window,
+                scales=scales,
+                flip=flip,
+            )
+            found |= {task: results[0] for task, results in masks.items()}
         return {task: found[task] for task in self.heads}
 
 
@@ -219,7 +262,7 @@ def header_of(source: str | os.PathLike[str]) -> Header:
     Raises:
         ConfigError, WeightsError: As `Predictor`.
     """
-    if Path(source).suffix.lower() in SUFFIXES:
+    if is_export(source):
         return Predictor(source).header
     return read_header(weights_of(source))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -11,7 +13,9 @@ from small_models import picture, weights
 
 from mnv2det.cli import main
 from mnv2det.commands import bench as benchmark
-from mnv2det.commands.bench import PARTS, Row, bench, time_parts
+from mnv2det.commands import measure
+from mnv2det.commands.bench import bench, make_rows, ways_to_run
+from mnv2det.commands.measure import PARTS, Row, Settings, open_row, time_parts
 from mnv2det.errors import ConfigError, DataError, WeightsError
 from mnv2det.runtime.predictor import Predictor
 
@@ -41,8 +45,8 @@ def test_medians_are_of_whole_predictions():
 
 def test_nothing_is_timed_while_another_row_loads(source: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
-    ask = benchmark._ask
-    monkeypatch.setattr(benchmark, "_ask", lambda child, *question: asked.append(question[0]) or ask(child, *question))
+    ask = benchmark.ask
+    monkeypatch.setattr(benchmark, "ask", lambda child, *question: asked.append(question[0]) or ask(child, *question))
     bench(str(source), precisions=["fp32"], backends=["torch", "onnxruntime"], rounds=1, repeats=1, threads=1)
     assert asked == ["load", "load", "time", "time"]
 
@@ -67,8 +71,46 @@ def test_a_table_of_backends_and_precisions(source: Path, tmp_path: Path, capsys
     assert "1 threads; 3 pictures of 48x60" in out
 
 
+def test_without_a_picture_nothing_is_timed(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "a.jpg").write_bytes(b"no picture")
+    assert main(["bench", str(source), "--images", str(tmp_path)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert f"{tmp_path}: not one picture can be read; left out: {tmp_path}/a.jpg" in error
+    assert "\n" not in error
+
+
+def test_memory_is_unknown_where_the_system_does_not_tell(root: Path):
+    assert measure.peak_memory() > 1e6
+    # as on Windows
+    code = """if True:
+        import pathlib, sys
+        sys.modules["resource"] = None
+        from mnv2det.commands.bench import bench
+        from mnv2det.commands.measure import peak_memory
+        def no_file(*args, **options): raise FileNotFoundError
+        pathlib.Path.read_text = no_file
+        assert peak_memory() is None
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_thresholds_hold_for_every_row(source: Path, tmp_path: Path):
+    heads = {"det": {"max_detections": 2}}
+    settings = Settings(threads=1, heads=heads, memory_budget=None, modules=[])
+    ways = ways_to_run(source, ["torch", "onnxruntime"], ["fp32"], int8=False)
+    for row in make_rows(source, tmp_path, ways, settings, lambda: iter(())):
+        assert len(open_row(row, settings)(picture(64, 64))["det"].scores) == 2
+
+
+def test_components_that_a_measuring_process_cannot_import_are_one_line(source: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(benchmark, "component_modules", lambda: ["no_such_module"])
+    with pytest.raises(ConfigError, match=r"no_such_module: it registers components, but bench cannot import it"):
+        bench(source, backends=["torch"], precisions=["fp32"], rounds=1, repeats=1)
+
+
 def test_mistakes_are_one_line(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(ConfigError, match=r"backend 'onnx': .* is run by torch, onnxruntime, openvino"):
+    with pytest.raises(ConfigError, match=r"backend 'onnx': .* is run by onnxruntime, openvino, torch"):
         bench(str(source), backends=["onnx"])
     with pytest.raises(ConfigError, match="precisions: no 'fp64'"):
         bench(str(source), precisions=["fp64"])

@@ -17,8 +17,9 @@ from mnv2det.commands.compare import Differences, compare, unmatched
 from mnv2det.commands.export import export
 from mnv2det.errors import ConfigError, DataError, WeightsError
 from mnv2det.export.int8 import kept_exact
-from mnv2det.export.program import ExportMetadata, to_onnx, write
+from mnv2det.export.program import ExportMetadata, ExportProgram
 from mnv2det.models.build import from_file
+from mnv2det.runtime.base import write
 from mnv2det.runtime.predictor import Predictor
 from mnv2det.structures import Detections
 
@@ -68,7 +69,7 @@ def test_every_format_and_form(folder: Path, suffix: str, form):
     write(model, ExportMetadata(header, form), path)
     for backend in RUNTIMES[suffix]:
         exported = Predictor(path, backend=backend)
-        assert exported.backend.metadata.form == form
+        assert exported.session.metadata.form == form
         assert exported.classes == {"det": ["cat", "dog"], "cls": ["one", "two", "three"]}
         assert_same(compare(Predictor(source), exported, pictures()), least=20)
 
@@ -148,13 +149,68 @@ def test_an_export_is_checked_and_says_so(folder: Path, tmp_path: Path):
     for number, image in enumerate(pictures()):
         cv2.imwrite(str(tmp_path / f"{number}.png"), image)
     (tmp_path / "5.jpg").write_bytes(b"no picture")
-    done = export(str(source), str(tmp_path / "new" / "m.onnx"), images=str(tmp_path))
+    done = export(source, tmp_path / "new" / "m.onnx", images=tmp_path)
     assert done["pictures"] == 5
     assert done["detections"] > 20
     assert done["differences"]["det.unmatched"] == 0
     assert done["differences"]["det.score"] < 1e-3
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["m.onnx"]
     assert done["bytes"] == (tmp_path / "new" / "m.onnx").stat().st_size
+
+
+def unreadable(folder: Path) -> Path:
+    """A folder whose pictures are all broken."""
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.jpg").write_bytes(b"no picture")
+    return folder
+
+
+def test_without_a_picture_to_compare_on_nothing_is_written(folder: Path, tmp_path: Path):
+    source, broken = weights(folder, "det"), unreadable(tmp_path / "broken")
+    with pytest.raises(DataError, match=r"broken: not one picture can be read; left out: .*\.jpg"):
+        export(source, tmp_path / "out" / "m.onnx", images=broken)
+    with pytest.raises(ConfigError, match="count: expected at least 1 picture to compare on, got 0"):
+        export(source, tmp_path / "out" / "m.onnx", count=0)
+    with pytest.raises(DataError, match="no picture to compare on"):
+        compare(Predictor(source), Predictor(source), [])
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_picture_to_calibrate_on_nothing_is_written(folder: Path, tmp_path: Path):
+    source, broken = weights(folder, "det"), unreadable(tmp_path / "broken")
+    cv2.imwrite(str(tmp_path / "a.png"), picture(50, 70))
+    for options, message in (
+        ({"calibrate": broken}, r"broken: not one picture can be read"),
+        ({"calibrate": tmp_path, "calibration": 0}, r"calibration: expected at least 1 picture, got 0"),
+    ):
+        with pytest.raises((ConfigError, DataError), match=message):
+            export(source, tmp_path / "out" / "m.onnx", int8=True, images=tmp_path, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_picture_to_measure_on_nothing_is_written(folder: Path, root: Path, tmp_path: Path):
+    for name in ("one", "two", "three"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "a.jpg").write_bytes(b"no picture")
+    overrides = [f"data.root={tmp_path}", "data.val.args.images=data", "data.bad_data=skip", "model.weights=null"]
+    labelled = (str(root / "configs/mobilenetv2_patches.yaml"), overrides)
+    with pytest.raises(DataError, match=r"mobilenetv2_patches\.yaml: data\.val: not one picture can be read"):
+        export(weights(folder, "cls"), tmp_path / "m.onnx", form="raw", count=1, labelled=labelled)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_every_kind_of_export_has_its_own_default_name(folder: Path, tmp_path: Path):
+    source = tmp_path / "best.safetensors"
+    source.write_bytes(weights(folder, "cls").read_bytes())
+    for arguments in ([], ["--splits", "3"], ["--format", "torch"]):
+        assert main(["export", str(source), "--form", "raw", "--count", "1", *arguments]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "best-splits3.onnx",
+        "best.onnx",
+        "best.pt2",
+        "best.safetensors",
+    ]
 
 
 def test_an_export_that_differs_is_not_written(folder: Path, tmp_path: Path):
@@ -165,7 +221,7 @@ def test_an_export_that_differs_is_not_written(folder: Path, tmp_path: Path):
 
 def test_nothing_of_this_machine_is_in_the_file(folder: Path):
     model, header = from_file(str(weights(folder, "det", "seg")))
-    proto = to_onnx(model, ExportMetadata(header, "complete"))
+    proto = ExportProgram(model, ExportMetadata(header, "complete")).onnx
     data = proto.SerializeToString()
     for secret in (str(Path.cwd()), str(Path(torch.__file__).parent), "site-packages"):
         assert secret.encode() not in data
@@ -191,7 +247,7 @@ def test_int8_keeps_the_ends_and_runs_everywhere(folder: Path, tmp_path: Path):
     for name, backend in (("int8.onnx", "onnxruntime"), ("int8.onnx", "openvino"), ("int8.xml", "openvino")):
         small = Predictor(tmp_path / name, backend=backend)
         assert small.precision == "int8"
-        assert small.backend.metadata.precision == "int8"
+        assert small.session.metadata.precision == "int8"
         assert len(small(shown[0])["det"].scores) > 0
         other = small.run(shown)["det.logits"].flatten()
         assert torch.corrcoef(torch.stack([logits, other]))[0, 1] > 0.9
@@ -340,6 +396,11 @@ def test_partners_of_boxes():
     torch.testing.assert_close(apart, torch.tensor([0.5, torch.inf]))
     assert needed.tolist() == [True, True]
     assert unmatched(ours, theirs, full=2, near=1e-3)[1].tolist() == [True, False]
+    # where two boxes have no area, overlap and union are both zero
+    flat = Detections(torch.tensor([[5.0, 5, 5, 9]]), torch.tensor([0.9]), torch.tensor([0]))
+    other = Detections(torch.tensor([[70.0, 5, 70, 9]]), torch.tensor([0.9]), torch.tensor([0]))
+    assert unmatched(flat, other, full=9, near=0)[0].isinf().all()
+    assert unmatched(flat, flat, full=9, near=0)[0].tolist() == [0.0]
     empty = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
     assert unmatched(ours, empty, full=9, near=0)[0].isinf().all()
     assert unmatched(empty, ours, full=9, near=0)[0].shape == (0,)

@@ -16,8 +16,8 @@ import mnv2det.models  # noqa: F401 - registers
 from mnv2det.commands.import_weights import import_weights
 from mnv2det.config import Component, ModelConfig, TaskConfig
 from mnv2det.convert.tflite.classifier import convert_tflite
+from mnv2det.data.fit import fit
 from mnv2det.data.images import read_image
-from mnv2det.data.transforms import fit
 from mnv2det.errors import WeightsError
 from mnv2det.models.build import assemble, from_config, from_file
 from mnv2det.models.model import Model

@@ -10,9 +10,10 @@ from torch.testing import assert_close
 
 from mnv2det.config import BadData
 from mnv2det.data.dataset import Arrays, Dataset
+from mnv2det.data.fit import resize
 from mnv2det.data.loader import ResumableSampler, eval_loader, stack, train_loader
 from mnv2det.data.shapes import Shapes
-from mnv2det.data.transforms import none, resize, ssd
+from mnv2det.data.transforms import none, ssd
 from mnv2det.errors import DataError
 from mnv2det.structures import Batch, Frame, Preprocess, Sample
 

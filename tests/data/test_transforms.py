@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from mnv2det.data.transforms import Transform, none, resize, ssd, stretch
+from mnv2det.data.fit import resize, stretch
+from mnv2det.data.transforms import Transform, none, ssd
 from mnv2det.errors import ConfigError
 from mnv2det.structures import Preprocess, Sample
 

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import mnv2det.models  # noqa: F401 - registers
+from mnv2det.data.fit import fit
 from mnv2det.data.loader import stack
-from mnv2det.data.transforms import fit
 from mnv2det.models.build import assemble
 from mnv2det.models.model import Model
 from mnv2det.models.windows import windows

@@ -8,9 +8,10 @@ import torch
 from small_models import picture, weights
 from torch.testing import assert_close
 
-from mnv2det.export.program import ExportMetadata, write
+from mnv2det.export.program import ExportMetadata
 from mnv2det.models.build import from_file
 from mnv2det.models.ssdlite import SSDLite
+from mnv2det.runtime.base import write
 from mnv2det.runtime.openvino_detections import FRAME, MOST, describe, shorten
 from mnv2det.runtime.predictor import Predictor
 from mnv2det.structures import Detections, FeatureInfo, Frame
@@ -154,6 +155,6 @@ def test_a_predictor_uses_it(fit, tmp_path, monkeypatch: pytest.MonkeyPatch):
     predictor(shown[1])
     assert torch.equal(results[0]["det"].boxes, before)
     # where it cannot know, all candidates are looked at
-    monkeypatch.setattr(type(predictor.backend.shortlists[0]), "read", lambda self, request: None)
+    monkeypatch.setattr(type(predictor.session.shortlists[0]), "read", lambda self, request: None)
     for image, wanted in zip(shown, results, strict=True):
         assert_alike(wanted["det"], predictor(image)["det"])

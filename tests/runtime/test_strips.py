@@ -25,11 +25,11 @@ from mnv2det.models.build import assemble, from_file
 from mnv2det.models.mobilenet_v2 import MobileNetV2
 from mnv2det.models.model import Model
 from mnv2det.paper.memory import blocks
-from mnv2det.runtime.backends import TorchBackend
 from mnv2det.runtime.predictor import Predictor
 from mnv2det.runtime.strips.backbone import StripBackbone, memory_efficient
 from mnv2det.runtime.strips.meter import peak_memory
 from mnv2det.runtime.strips.plan import Plan, Window
+from mnv2det.runtime.torch_runtime import TorchSession
 from mnv2det.structures import Preprocess
 
 ALL = ("stem", "block1", "block2.expand", "block4", "block7", "block14.expand", "block17", "last")
@@ -253,7 +253,7 @@ def test_predictor_with_it_finds_the_same(tmp_path: Path) -> None:
     saving = Predictor(path, device="cpu")
     model, header = from_file(str(path))
     network = memory_efficient(Raw(model), 300_000)
-    saving.backend = TorchBackend(network, ExportMetadata(header, "raw"), device=torch.device("cpu"))
+    saving.session = TorchSession(network, ExportMetadata(header, "raw"), device=torch.device("cpu"))
     wanted, found = plain(picture(150, 140)), saving(picture(150, 140))
     torch.testing.assert_close(found["det"].scores, wanted["det"].scores, atol=1e-4, rtol=1e-4)
     assert len(wanted["det"].scores)

@@ -26,7 +26,7 @@ from mnv2det.data.images import read_image
 from mnv2det.errors import ConfigError, DataError
 from mnv2det.registry import HEADS
 from mnv2det.report.draw import encode
-from mnv2det.runtime.backends import Precision
+from mnv2det.runtime.base import Precision
 from mnv2det.runtime.predictor import Predictor
 from mnv2det.structures import Result
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from mnv2det.config import BadData
+from mnv2det.data.fit import fit
 from mnv2det.data.formats.imagefolder import ImageFolder
-from mnv2det.data.transforms import fit, inception
+from mnv2det.data.transforms import inception
 from mnv2det.errors import ConfigError, DataError
 from mnv2det.structures import Preprocess
 from mnv2det.testing import assert_dataset
