@@ -207,7 +207,7 @@ def _check_keys(data: Any, schema: Any, where: str, place: str) -> None:
     A list where keys belong, or the reverse, is refused here: OmegaConf's own error names no key.
     """
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
-    if origin is types.UnionType:  # ``list[float] | None`` and the like
+    if origin in (typing.Union, types.UnionType):  # ``list[float] | None`` and the like
         _check_keys(data, arguments[0], where, place)
     if origin is dict and isinstance(data, list):
         raise ConfigError(f"{where}: {place.rstrip('.')}: expected keys below it, got {data!r}")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from mnv2det.data.transforms import Transform, Warp, pipeline
-from mnv2det.errors import ConfigError
+from mnv2det.ranges import NonNegativeFloat, PositiveInt, PositiveShare, Share, check_order
 from mnv2det.registry import AUGMENTATIONS
 from mnv2det.structures import IGNORE, Preprocess
 
 TRIES = 10  # as mmsegmentation draws a crop again
+Scale = Annotated[float, Field(gt=0, le=100)]
 
 
 class ScaledCrop(Warp):
@@ -83,17 +85,17 @@ def _largest_share(mask: NDArray[Any]) -> float:
     return float(counts.max() / counts.sum()) if counts.any() else 1.0
 
 
-@AUGMENTATIONS.register("deeplab")
+@AUGMENTATIONS.register("deeplab", check=lambda args: check_order(args, "scale"))
 def deeplab(
     preprocess: Preprocess,
     *,
-    scale: tuple[float, float] = (0.5, 2.0),
-    step: float = 0.25,
-    base: int | None = None,
-    crop: tuple[int, int] | None = None,
-    cat_max: float | None = None,
-    flip: float = 0.5,
-    photometric: float = 0.0,
+    scale: tuple[Scale, Scale] = (0.5, 2.0),
+    step: NonNegativeFloat = 0.25,
+    base: PositiveInt | None = None,
+    crop: tuple[PositiveInt, PositiveInt] | None = None,
+    cat_max: PositiveShare | None = None,
+    flip: Share = 0.5,
+    photometric: Share = 0.0,
 ) -> Transform:
     """DeepLab's augmentation (TensorFlow research/deeplab, input_preprocess.py) as one warp.
 
@@ -113,20 +115,7 @@ def deeplab(
 
     Returns:
         A function of (sample, seed).
-
-    Raises:
-        ConfigError: A value is out of its range.
     """
-    if not (0 < scale[0] <= scale[1] <= 100 and step >= 0):
-        raise ConfigError(
-            f"augmentation deeplab: scale {list(scale)}, step {step}: expected 0 < scale <= 100, step >= 0"
-        )
-    if not all(0 <= share <= 1 for share in (flip, photometric)):
-        raise ConfigError("augmentation deeplab: flip and photometric must be shares from 0 to 1")
-    if cat_max is not None and not 0 < cat_max <= 1:
-        raise ConfigError(f"augmentation deeplab: cat_max {cat_max}: expected null or a share above 0, at most 1")
-    if (base is not None and base < 1) or (crop is not None and min(crop) < 1):
-        raise ConfigError(f"augmentation deeplab: base {base}, crop {crop}: expected null or pixels of 1 and more")
     scales = np.linspace(*scale, int((scale[1] - scale[0]) / step + 1.000001)) if step else scale
     size = crop or preprocess.input_size
     warp = ScaledCrop(size, scales=scales, base=base, cat_max=cat_max, fill=preprocess.fill)

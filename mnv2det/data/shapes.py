@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from mnv2det.config import BadData
 from mnv2det.data.dataset import Arrays, Dataset
-from mnv2det.errors import ConfigError
+from mnv2det.ranges import NonNegativeInt, PositiveInt, Share, check_order
 from mnv2det.registry import DATASETS
 from mnv2det.structures import Sample
 
 NAMES = ("circle", "cross", "ring", "square", "triangle")
 SPLITS = {"train": 0, "val": 1, "test": 2}
+Side = Annotated[int, Field(ge=16, le=16384)]  # pixels
+Scale = Annotated[float, Field(ge=0.02, le=1)]
 
 
-@DATASETS.register("shapes")
+def _check(args: Mapping[str, Any]) -> Iterator[str]:
+    yield from check_order(args, "scale")
+    if args["names"] not in (None, NAMES):
+        yield f"names: its classes are {', '.join(NAMES)}; got {', '.join(args['names'])}"
+
+
+@DATASETS.register("shapes", check=_check)
 class Shapes(Dataset):
     """Every image is a pure function of (seed, split, index); nothing is stored.
 
@@ -38,9 +49,6 @@ class Shapes(Dataset):
         turn: Shapes are turned by up to this many degrees either way.
         min_visible: See above.
         names: Must be null or the class list itself.
-
-    Raises:
-        ConfigError: A value is out of its range.
     """
 
     def __init__(
@@ -48,24 +56,16 @@ class Shapes(Dataset):
         *,
         root: Path | None = None,
         bad_data: BadData = BadData.stop,
-        split: str = "train",
-        count: int = 1000,
-        size: tuple[int, int] = (192, 192),
-        seed: int = 0,
-        most: int = 6,
-        scale: tuple[float, float] = (0.12, 0.5),
-        turn: float = 180.0,
-        min_visible: float = 0.3,
+        split: Literal["train", "val", "test"] = "train",
+        count: PositiveInt = 1000,
+        size: tuple[Side, Side] = (192, 192),
+        seed: NonNegativeInt = 0,
+        most: PositiveInt = 6,
+        scale: tuple[Scale, Scale] = (0.12, 0.5),
+        turn: Annotated[float, Field(ge=0, le=180)] = 180.0,
+        min_visible: Share = 0.3,
         names: tuple[str, ...] | None = None,
     ) -> None:
-        if split not in SPLITS:
-            raise ConfigError(f"data set shapes: split '{split}': expected train, val or test")
-        if count < 1 or most < 1 or min(size) < 16 or not 0.02 <= scale[0] <= scale[1] <= 1 or seed < 0:
-            raise ConfigError("data set shapes: needs count, most >= 1, size >= 16, .02 <= scale <= 1, seed >= 0")
-        if not 0 <= min_visible <= 1:
-            raise ConfigError(f"data set shapes: min_visible {min_visible}: expected a share from 0 to 1")
-        if names is not None and tuple(names) != NAMES:
-            raise ConfigError(f"data set shapes: its classes are {', '.join(NAMES)}; got {', '.join(names)}")
         self.split, self.count, self.size, self.seed = split, count, size, seed
         self.most, self.scale, self.turn, self.min_visible = most, scale, turn, min_visible
         self.classes = {"labels": list(NAMES), "mask": ["background", *NAMES]}

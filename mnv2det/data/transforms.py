@@ -7,17 +7,18 @@ network's input size: a photograph is never resampled twice, nor processed at fu
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any
 
 import albumentations as A
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from mnv2det.data.dataset import Arrays
-from mnv2det.errors import ConfigError
 from mnv2det.ops.geometry import place
+from mnv2det.ranges import PositiveFloat, PositiveShare, Share, check_order
 from mnv2det.registry import AUGMENTATIONS
 from mnv2det.structures import IGNORE, Frame, Preprocess, Sample
 
@@ -114,19 +115,25 @@ class Window(Warp):
         return self._warp(mask, window, cv2.INTER_NEAREST, IGNORE)
 
 
-@AUGMENTATIONS.register("ssd")
+def _check_ssd(args: Mapping[str, Any]) -> Iterator[str]:
+    yield from check_order(args, "area", "ratio")
+    if args["crop"] + args["expand"] > 1:
+        yield f"crop: expected crop + expand of at most 1, got {args['crop']} + {args['expand']}"
+
+
+@AUGMENTATIONS.register("ssd", check=_check_ssd)
 def ssd(
     preprocess: Preprocess,
     *,
-    crop: float = 0.85,
-    expand: float = 0.0,
-    area: tuple[float, float] = (0.1, 1.0),
-    ratio: tuple[float, float] = (0.5, 2.0),
-    covered: tuple[float, ...] = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0),
-    most: float = 4.0,
-    flip: float = 0.5,
-    vertical_flip: float = 0.0,
-    photometric: float = 0.5,
+    crop: Share = 0.85,
+    expand: Share = 0.0,
+    area: tuple[PositiveShare, PositiveShare] = (0.1, 1.0),
+    ratio: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0),
+    covered: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0),
+    most: Annotated[float, Field(ge=1)] = 4.0,
+    flip: Share = 0.5,
+    vertical_flip: Share = 0.0,
+    photometric: Share = 0.5,
 ) -> Transform:
     """SSD's augmentation (docs/recipes.md).
 
@@ -144,16 +151,7 @@ def ssd(
 
     Returns:
         A function of (sample, seed).
-
-    Raises:
-        ConfigError: A share or range is out of order.
     """
-    if crop + expand > 1 or not all(0 <= p <= 1 for p in (crop, expand, flip, vertical_flip, photometric)):
-        raise ConfigError("augmentation ssd: shares must be from 0 to 1, crop + expand at most 1")
-    if not (0 < area[0] <= area[1] <= 1 and 0 < ratio[0] <= ratio[1] and most >= 1 and covered):
-        raise ConfigError("augmentation ssd: needs 0 < area <= 1, 0 < ratio, most >= 1 and some covered")
-    if not all(0 <= share <= 1 for share in covered):
-        raise ConfigError("augmentation ssd: covered must be shares from 0 to 1")
     fill = preprocess.fill
     window = Window(
         preprocess.input_size,
@@ -168,15 +166,15 @@ def ssd(
     return pipeline(window, flip=flip, vertical_flip=vertical_flip, photometric=photometric)
 
 
-@AUGMENTATIONS.register("inception")
+@AUGMENTATIONS.register("inception", check=lambda args: check_order(args, "area", "ratio"))
 def inception(
     preprocess: Preprocess,
     *,
-    area: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (0.75, 1.333),
-    flip: float = 0.5,
-    vertical_flip: float = 0.0,
-    photometric: float = 0.8,
+    area: tuple[PositiveShare, PositiveShare] = (0.08, 1.0),
+    ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.333),
+    flip: Share = 0.5,
+    vertical_flip: Share = 0.0,
+    photometric: Share = 0.8,
 ) -> Transform:
     """The augmentation for classes of pictures (Szegedy et al. 2014, section 6): a crop of any size, stretched.
 
@@ -187,14 +185,7 @@ def inception(
         flip: As in `ssd`, as are the others.
         vertical_flip: Likewise.
         photometric: Likewise.
-
-    Raises:
-        ConfigError: A share or range is out of order.
     """
-    if not all(0 <= p <= 1 for p in (flip, vertical_flip, photometric)):
-        raise ConfigError("augmentation inception: shares must be from 0 to 1")
-    if not (0 < area[0] <= area[1] <= 1 and 0 < ratio[0] <= ratio[1]):
-        raise ConfigError("augmentation inception: needs 0 < area <= 1 and 0 < ratio")
     window = Window(
         preprocess.input_size,
         crop=1.0,
