@@ -32,7 +32,7 @@ Scales = Annotated[
 
 
 class BadData(Enum):
-    """What a broken image or annotation does: ``stop`` the run, or ``skip`` it and count it."""
+    """What happens at a broken image or annotation: ``stop`` ends the run, ``skip`` leaves it out and lists it."""
 
     stop = "stop"
     skip = "skip"
@@ -63,11 +63,11 @@ class ModelConfig:
     """Backbone, input and initial weights.
 
     Attributes:
-        backbone: What the heads read from.
+        backbone: The network whose features the heads read.
         input_size: (H, W) in pixels.
-        mean: RGB in 0 ... 1; null takes what the weights were trained with, else 0.5.
-        std: RGB in 0 ... 1, above 0; null as for ``mean``.
-        fit: How pictures come to the input size; null takes what the weights were trained with,
+        mean: Of R, G and B, in units of 0 ... 1; null takes what the weights were trained with, else 0.5.
+        std: Of R, G and B, in the same units; null takes what the weights were trained with, else 0.5.
+        fit: How pictures are brought to the input size; null takes what the weights were trained with,
             else ``stretch``.
         weights: A safetensors file or ``torchvision:IMAGENET1K_V1``; null starts from random ones.
         freeze: Backbone layer up to which weights and batch-norm statistics stay fixed
@@ -85,7 +85,7 @@ class ModelConfig:
 
 @dataclass
 class TaskConfig:
-    """One head, the weight of its loss, and how it is measured."""
+    """One head, the weight of its loss, and the evaluator that measures it."""
 
     weight: NonNegativeFloat = 1.0
     head: Component = field(default_factory=Component)
@@ -102,9 +102,9 @@ class DataConfig:
         train: Data set to learn from.
         val: Data set to measure on.
         augment: Training augmentation.
-        batch_size: Images per step and process.
+        batch_size: Images per batch and process.
         workers: Loader processes per training process.
-        bad_data: What a broken image or annotation does.
+        bad_data: What happens at a broken image or annotation.
     """
 
     root: str | None = None
@@ -122,12 +122,12 @@ class OptimConfig:
 
     Attributes:
         optimizer: Its ``lr`` is the peak rate.
-        schedule: Shape of the rate after the warm-up.
-        warmup_steps: Steps of linear increase from ``warmup_start`` x lr.
+        schedule: How the rate falls after the warm-up.
+        warmup_steps: Steps in which the rate rises linearly to its peak.
         warmup_start: Share of the peak rate that the warm-up starts from.
         clip_norm: Largest norm of all gradients together; null does not clip.
         decay_norm_and_bias: Whether weight decay also acts on batch norm and biases.
-        head_lr_factor: Heads learn with this multiple of the rate.
+        head_lr_factor: The heads' learning rate as a multiple of the backbone's.
     """
 
     optimizer: Component = _component("sgd")
@@ -141,26 +141,28 @@ class OptimConfig:
 
 @dataclass
 class TrainConfig:
-    """The loop.
+    """The training loop.
 
     Attributes:
-        epochs: Passes over the training set; give this or ``steps``.
-        steps: Optimizer steps in all.
+        epochs: Passes over the training set; give this or ``steps``, not both.
+        steps: Optimizer steps of the whole run.
         accumulate: Batches whose gradients are summed into one step.
         amp: Mixed precision.
         channels_last: Memory format of images and weights.
-        ema_decay: Decay of the weight average that is evaluated and kept; null keeps none.
-        ema_warmup: Whether young averages decay faster, ``min(decay, (1 + n) / (10 + n))``.
+        ema_decay: Decay of the running average of the weights, which is evaluated and kept in their place;
+            null keeps no average.
+        ema_warmup: Whether the average decays faster in its first steps: ``min(decay, (1 + n) / (10 + n))``
+            at step n.
         eval_every: Epochs between evaluations; 0 evaluates only at the end.
         checkpoint_every: Steps between checkpoints, beside those at the end of every epoch.
-        keep_checkpoints: How many of the newest are kept: last.pt, last.1.pt ...
-        skip_nonfinite: Steps with a non-finite loss that a run leaves out before it stops at one.
+        keep_checkpoints: How many of the newest checkpoints are kept: last.pt, last.1.pt ...
+        skip_nonfinite: How many steps with a non-finite loss a run may leave out before it stops at one.
         log_every: Steps between lines in metrics.jsonl.
-        sync_bn: Batch-norm statistics over all processes.
-        uncertainty: Whether the weights of the tasks are learned beside the model (Kendall et al.,
-            arXiv 1705.07115, equation 10), starting from those given.
-        best: Metric that decides which weights are kept as best.safetensors, ``task/metric``;
-            null takes the first task's main one.
+        sync_bn: Whether batch-norm statistics are taken over all processes.
+        uncertainty: Whether the weights of the tasks' losses are learned along with the model (Kendall et al.,
+            arXiv 1705.07115, equation 10); ``tasks.NAME.weight`` is where they start.
+        best: Metric that decides which weights are kept as best.safetensors, as ``task/metric``;
+            null takes the main metric of the first task.
     """
 
     epochs: PositiveInt | None = None
@@ -182,11 +184,11 @@ class TrainConfig:
 
 @dataclass
 class TestConfig:
-    """How segmentation looks at a picture when it is measured.
+    """How class probabilities of pixels are computed when segmentation is evaluated.
 
     Attributes:
-        scales: Class probabilities are averaged over the input at these scales.
-        flip: Whether each is also seen mirrored.
+        scales: Factors by which the input is scaled; the probabilities are averaged over all of them.
+        flip: Whether the mirrored input is averaged in, too, at each scale.
     """
 
     scales: Scales = field(default_factory=lambda: [1.0])
