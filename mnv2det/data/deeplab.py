@@ -14,14 +14,21 @@ from mnv2det.ranges import NonNegativeFloat, PositiveInt, PositiveShare, Share, 
 from mnv2det.registry import AUGMENTATIONS
 from mnv2det.structures import IGNORE, Preprocess
 
-TRIES = 10  # as mmsegmentation draws a crop again
+TRIES = 10  # crops drawn for `cat_max`, as in mmsegmentation
 Scale = Annotated[float, Field(gt=0, le=100)]
 
 
 class ScaledCrop(Warp):
-    """A window of the output's own proportions, at whole pixels of the scaled picture.
+    """Scales the picture with its ratio kept, and crops it at whole pixels.
 
-    Where the scaled picture is the smaller one, the window reaches beyond its right and bottom.
+    Where the scaled picture is smaller than the output, the window reaches beyond its right and bottom.
+
+    Args:
+        size: (H, W) of the output.
+        scales: One of them is drawn; of a tuple, any scale between the two.
+        base: Pixels of the picture's longer side at scale 1; None leaves its own.
+        cat_max: See `deeplab`.
+        fill: RGB beyond the picture.
     """
 
     def __init__(
@@ -45,7 +52,7 @@ class ScaledCrop(Warp):
         corner = rng.integers(0, free + 1)
         if self.cat_max is not None and "mask" in data:
             for _ in range(TRIES):
-                # every fourth row and column tell enough
+                # every fourth row and column suffices to count classes
                 rows, columns = self._pixels(data["mask"].shape, scale, corner)
                 if _largest_share(data["mask"][rows[::4]][:, columns[::4]]) <= self.cat_max:
                     break
@@ -54,7 +61,7 @@ class ScaledCrop(Warp):
         return {"scale": scale, "corner": corner, "window": window[[1, 0, 3, 2]]}
 
     def apply(self, img: NDArray[Any], scale: float, corner: NDArray[Any], **params: Any) -> NDArray[Any]:
-        """The image, bilinear; beyond its border the mean colour."""
+        """Warps the image, bilinear; beyond its border lies the fill colour."""
         y, x = 0.5 * scale - 0.5 - corner  # pixel centres lie at .5
         matrix = np.array([[scale, 0, x], [0, scale, y]])
         shown = cv2.warpAffine(img, matrix, self.size[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -63,24 +70,27 @@ class ScaledCrop(Warp):
         return shown
 
     def apply_to_mask(self, mask: NDArray[Any], scale: float, corner: NDArray[Any], **params: Any) -> NDArray[Any]:
-        """The mask, nearest; beyond its border 255."""
+        """Warps the mask, nearest neighbour; beyond its border lies 255."""
         rows, columns = self._pixels(mask.shape, scale, corner)
         shown = np.full(self.size, IGNORE, np.uint8)
         shown[: len(rows), : len(columns)] = mask[rows][:, columns]
         return shown
 
     def _pixels(self, shape: tuple[int, ...], scale: float, corner: NDArray[Any]) -> list[NDArray[np.int64]]:
-        """Rows and columns of the picture in which the centres of the output's pixels lie, as far as they do."""
-        found = []
+        """The picture's row (column) in which the centre of each row (column) of the output lies.
+
+        Rows and columns of the output that lie beyond the picture are left out.
+        """
+        pixels = []
         for count, start, end in zip(self.size, corner, shape, strict=False):
-            # a centre between two pixels belongs to the later one, whatever the rounding
-            places = np.floor((np.arange(count) + 0.5 + start) / scale + 1e-6).astype(np.int64)
-            found.append(places[places < end])
-        return found
+            # a centre on the edge of two pixels belongs to the later one, however the division is rounded
+            positions = np.floor((np.arange(count) + 0.5 + start) / scale + 1e-6).astype(np.int64)
+            pixels.append(positions[positions < end])
+        return pixels
 
 
 def _largest_share(mask: NDArray[Any]) -> float:
-    """Of the labelled pixels, those of the most frequent class; 1 where none is labelled."""
+    """The share of the labelled pixels that have the most frequent class; 1 where none is labelled."""
     counts = np.bincount(mask.ravel(), minlength=IGNORE)[:IGNORE]
     return float(counts.max() / counts.sum()) if counts.any() else 1.0
 
@@ -103,15 +113,15 @@ def deeplab(
     than the crop, cropped and mirrored; beyond the picture the mask is 255.
 
     Args:
-        preprocess: Of the model: size of the output, and the colour beyond the image.
-        scale: Smallest and largest.
-        step: Between the scales drawn from; 0 draws any between the two.
+        preprocess: The model's; gives the size of the output and the colour beyond the picture.
+        scale: Smallest and largest scale.
+        step: Distance of the scales that are drawn from; 0 draws any scale between the two.
         base: Pixels of the picture's longer side at scale 1; null leaves its own.
-        crop: (H, W) of the output where it is not the input size.
+        crop: (H, W) of the output; null takes the model's input size.
         cat_max: A crop in which one class covers more than this share of the labelled pixels is
             drawn again, up to 10 times (mmsegmentation's cat_max_ratio); null takes any.
-        flip: Share that are mirrored left-right.
-        photometric: Share whose brightness, contrast, saturation and hue change.
+        flip: Share of pictures that are mirrored left-right.
+        photometric: Share of pictures whose brightness, contrast, saturation and hue change.
 
     Returns:
         A function of (sample, seed).

@@ -1,7 +1,7 @@
 """Augmentation and resizing: the only file that knows albumentations.
 
-Everything is linear in the image plane, so crop, expand and resize are one warp straight to the
-network's input size: a photograph is never resampled twice, nor processed at full size.
+Crop, expansion and resizing are linear maps of the image plane, so that one warp does all of them, straight to the
+network's input size: a photograph is neither resampled twice nor processed at full size.
 """
 
 from __future__ import annotations
@@ -26,10 +26,18 @@ Transform = Callable[[Sample, int], tuple[NDArray[np.uint8], Arrays]]
 
 
 class Warp(A.DualTransform):
-    """What shows a part of the image: a subclass draws a relative ``window`` (x1, y1, x2, y2) and warps to it."""
+    """Base of transforms that show a window of the image.
+
+    A subclass chooses the parameter ``window``, (x1, y1, x2, y2) relative to the image, and warps pictures and masks
+    to it.
+    """
 
     def apply_to_bboxes(self, bboxes: NDArray[Any], window: NDArray[np.float64], **params: Any) -> NDArray[Any]:
-        """Relative boxes, cut to the window; columns 4 and 5 are label and ignore."""
+        """Moves relative boxes (N, 6) into the window and cuts them off at its edge.
+
+        Columns 4 and 5 are label and ignore. A box whose centre lies outside the window becomes ``ignore``; one that
+        lies outside altogether is dropped.
+        """
         moved = bboxes.copy()
         moved[:, :4] = (bboxes[:, :4] - np.tile(window[:2], 2)) / np.tile(window[2:] - window[:2], 2)
         center = (moved[:, :2] + moved[:, 2:4]) / 2
@@ -39,11 +47,21 @@ class Warp(A.DualTransform):
 
 
 class Window(Warp):
-    """Shows a window of the image, which may reach beyond it, at the output size.
+    """Shows a random window of the image, which may reach beyond it, at the output size.
 
-    The window is SSD's random crop (TensorFlow's ssd_random_crop: area and aspect ratio at random,
-    some object covered by at least one of ``covered``) or its expansion, or the whole image. An
-    object whose centre falls outside becomes ``ignore``: its anchors are no background either.
+    The window is SSD's random crop (TensorFlow's ssd_random_crop: area and aspect ratio at random, with some object
+    covered by at least a share drawn from ``covered``), or SSD's expansion, or the whole image. An object whose
+    centre falls outside becomes ``ignore``, so that its anchors are not trained as background.
+
+    Args:
+        size: (H, W) of the output.
+        crop: Share of images that are cropped.
+        expand: Share of images that are shrunk into a larger canvas.
+        area: Smallest and largest area of a crop, relative to the image.
+        ratio: Smallest and largest width / height of a crop.
+        covered: Shares of an object that a crop must show; one is drawn per image.
+        most: Largest side of the canvas of an expansion, relative to the image.
+        fill: RGB beyond the image.
     """
 
     def __init__(
@@ -65,16 +83,17 @@ class Window(Warp):
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         """Chooses the window: x1, y1, x2, y2 relative to the image."""
         rng = self.random_generator
-        dice = rng.random()
-        if dice < self.crop:
+        draw = rng.random()
+        if draw < self.crop:
             return {"window": self._crop(rng, params["shape"], np.asarray(data.get("bboxes", np.zeros((0, 6)))))}
-        if dice < self.crop + self.expand:
+        if draw < self.crop + self.expand:
             factor = rng.uniform(1, self.most)
             corner = -rng.random(2) * (factor - 1)
             return {"window": np.array([*corner, *(corner + factor)])}
         return {"window": np.array([0.0, 0.0, 1.0, 1.0])}
 
     def _crop(self, rng: np.random.Generator, shape: tuple[int, ...], boxes: NDArray[Any]) -> NDArray[np.float64]:
+        """The first of 50 random windows that shows enough of some object, else the whole image."""
         tries = 50
         least = rng.choice(self.covered)
         area = rng.uniform(*self.area, tries)
@@ -89,8 +108,8 @@ class Window(Warp):
             high = np.minimum(windows[:, None, 2:], objects[None, :, 2:])
             share = np.clip(high - low, 0, None).prod(axis=2) / (objects[:, 2:] - objects[:, :2]).prod(axis=1)
             center = (objects[:, :2] + objects[:, 2:]) / 2
-            seen = ((center > windows[:, None, :2]) & (center < windows[:, None, 2:])).all(axis=2)
-            fits &= (seen & (share >= least)).any(axis=1)
+            inside = ((center > windows[:, None, :2]) & (center < windows[:, None, 2:])).all(axis=2)
+            fits &= (inside & (share >= least)).any(axis=1)
         chosen = np.flatnonzero(fits)
         return windows[chosen[0]] if len(chosen) else np.array([0.0, 0.0, 1.0, 1.0])
 
@@ -99,7 +118,7 @@ class Window(Warp):
         if (window == (0, 0, 1, 1)).all() and flags != cv2.INTER_NEAREST:
             return cv2.resize(picture, self.size[::-1], interpolation=flags)
         scale = np.array(self.size[::-1]) / ((window[2:] - window[:2]) * (width, height))
-        # pixel centres lie at .5
+        # a pixel's centre lies at .5
         shift = (0.5 - window[:2] * (width, height)) * scale - 0.5
         matrix = np.array([[scale[0], 0, shift[0]], [0, scale[1], shift[1]]])
         return cv2.warpAffine(
@@ -107,11 +126,11 @@ class Window(Warp):
         )
 
     def apply(self, img: NDArray[Any], window: NDArray[np.float64], **params: Any) -> NDArray[Any]:
-        """The image, bilinear; beyond its border the mean colour."""
+        """Warps the image, bilinear; beyond its border lies the fill colour."""
         return self._warp(img, window, cv2.INTER_LINEAR, self.fill)
 
     def apply_to_mask(self, mask: NDArray[Any], window: NDArray[np.float64], **params: Any) -> NDArray[Any]:
-        """The mask, nearest; beyond its border 255."""
+        """Warps the mask, nearest neighbour; beyond its border lies 255."""
         return self._warp(mask, window, cv2.INTER_NEAREST, IGNORE)
 
 
@@ -138,21 +157,20 @@ def ssd(
     """SSD's augmentation (docs/recipes.md).
 
     Args:
-        preprocess: Of the model: size of the output, and the colour beyond the image.
+        preprocess: The model's; gives the size of the output and the colour beyond the image.
         crop: Share of images that are cropped.
-        expand: Share that are shrunk into a larger canvas; the rest are shown whole.
-        area: Of the crop, relative to the image.
-        ratio: Of the crop, width / height.
-        covered: What share of some object the crop must cover, one drawn per image.
+        expand: Share of images that are shrunk into a larger canvas; the rest are shown whole.
+        area: Smallest and largest area of a crop, relative to the image.
+        ratio: Smallest and largest width / height of a crop.
+        covered: Shares of an object that a crop must show; one is drawn per image.
         most: Largest side of the canvas, relative to the image.
-        flip: Share that are mirrored left-right.
-        vertical_flip: Share that are mirrored top-bottom (cells, aerial pictures).
-        photometric: Share whose brightness, contrast, saturation and hue change.
+        flip: Share of images that are mirrored left-right.
+        vertical_flip: Share of images that are mirrored top-bottom (cells, aerial pictures).
+        photometric: Share of images whose brightness, contrast, saturation and hue change.
 
     Returns:
         A function of (sample, seed).
     """
-    fill = preprocess.fill
     window = Window(
         preprocess.input_size,
         crop=crop,
@@ -161,7 +179,7 @@ def ssd(
         ratio=ratio,
         covered=covered,
         most=most,
-        fill=fill,
+        fill=preprocess.fill,
     )
     return pipeline(window, flip=flip, vertical_flip=vertical_flip, photometric=photometric)
 
@@ -176,15 +194,18 @@ def inception(
     vertical_flip: Share = 0.0,
     photometric: Share = 0.8,
 ) -> Transform:
-    """The augmentation for classes of pictures (Szegedy et al. 2014, section 6): a crop of any size, stretched.
+    """The augmentation for classes of whole pictures (Szegedy et al. 2014, section 6): a crop of any size, stretched.
 
     Args:
-        preprocess: Of the model.
-        area: Of the crop, relative to the image.
-        ratio: Of the crop, width / height.
-        flip: As in `ssd`, as are the others.
-        vertical_flip: Likewise.
-        photometric: Likewise.
+        preprocess: The model's; gives the size of the output.
+        area: Smallest and largest area of a crop, relative to the image.
+        ratio: Smallest and largest width / height of a crop.
+        flip: Share of images that are mirrored left-right.
+        vertical_flip: Share of images that are mirrored top-bottom.
+        photometric: Share of images whose brightness, contrast, saturation and hue change.
+
+    Returns:
+        A function of (sample, seed).
     """
     window = Window(
         preprocess.input_size,
@@ -201,12 +222,12 @@ def inception(
 
 @AUGMENTATIONS.register("none")
 def none(preprocess: Preprocess) -> Transform:
-    """Brings the image to the input size as evaluation does, and changes nothing else."""
+    """No augmentation: brings the image to the input size as evaluation does."""
     return functools.partial(_fitted, preprocess=preprocess)
 
 
 def _fitted(sample: Sample, seed: int, *, preprocess: Preprocess) -> tuple[NDArray[np.uint8], Arrays]:
-    """A transform in which nothing is random; what of a picture lies beyond the input is cut off."""
+    """The transform of `none`; the seed is not used. A picture that may not be scaled is cut to the input's size."""
     height, width = preprocess.input_size
     if preprocess.fit == "pad":
         sample = Sample(sample.image[:height, :width], _cut(sample.target, (height, width)), sample.image_id)
@@ -220,6 +241,7 @@ def _fitted(sample: Sample, seed: int, *, preprocess: Preprocess) -> tuple[NDArr
 
 
 def _cut(target: Arrays, size: tuple[int, int]) -> Arrays:
+    """The target of a picture that is cut at the right and bottom to (H, W)."""
     cut = dict(target)
     if "boxes" in cut:
         boxes = cut["boxes"].clip(0, np.tile(size[::-1], 2)).astype(np.float32)
@@ -282,13 +304,13 @@ def stretch(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
 
 
 def pipeline(warp: Warp, *, flip: float, vertical_flip: float = 0.0, photometric: float) -> Transform:
-    """A warp, then mirroring and colours.
+    """A warp, then mirroring, then changes of colour.
 
     Args:
         warp: Gives the output its size.
-        flip: Share of images mirrored left-right.
-        vertical_flip: Share mirrored top-bottom.
-        photometric: Share whose brightness, contrast, saturation and hue change.
+        flip: Share of images that are mirrored left-right.
+        vertical_flip: Share of images that are mirrored top-bottom.
+        photometric: Share of images whose brightness, contrast, saturation and hue change.
     """
     colours = {"brightness": (0.8, 1.2), "contrast": (0.7, 1.3), "saturation": (0.7, 1.3), "hue": (-0.04, 0.04)}
     steps = [A.HorizontalFlip(p=flip), A.VerticalFlip(p=vertical_flip), A.ColorJitter(**colours, p=photometric)]
@@ -296,7 +318,7 @@ def pipeline(warp: Warp, *, flip: float, vertical_flip: float = 0.0, photometric
 
 
 class _Pipeline:
-    """Albumentations' steps as a `Transform`."""
+    """Steps of albumentations as a `Transform`."""
 
     def __init__(self, steps: list[Any]) -> None:
         self.compose = A.Compose(steps, bbox_params=A.BboxParams("albumentations", clip=True))
@@ -305,18 +327,18 @@ class _Pipeline:
         self.compose.set_random_seed(seed)
         target = dict(sample.target)
         height, width = sample.image.shape[:2]
-        given: dict[str, Any] = {"image": sample.image, "bboxes": np.zeros((0, 6))}
+        inputs: dict[str, Any] = {"image": sample.image, "bboxes": np.zeros((0, 6))}
         if "boxes" in target:
             corners = target["boxes"] / np.array([width, height] * 2, np.float64)
-            given["bboxes"] = np.column_stack([corners, target["labels"], target["ignore"]])
+            inputs["bboxes"] = np.column_stack([corners, target["labels"], target["ignore"]])
         if "mask" in target:
-            given["mask"] = target["mask"]
-        result = self.compose(**given)
+            inputs["mask"] = target["mask"]
+        result = self.compose(**inputs)
         image = result["image"]
         if "boxes" in target:
-            found = np.asarray(result["bboxes"], np.float64).reshape(-1, 6)
-            target["boxes"] = (found[:, :4] * np.array(image.shape[1::-1] * 2)).astype(np.float32)
-            target["labels"], target["ignore"] = found[:, 4].astype(np.int64), found[:, 5] > 0
+            boxes = np.asarray(result["bboxes"], np.float64).reshape(-1, 6)
+            target["boxes"] = (boxes[:, :4] * np.array(image.shape[1::-1] * 2)).astype(np.float32)
+            target["labels"], target["ignore"] = boxes[:, 4].astype(np.int64), boxes[:, 5] > 0
             target.pop("area", None)
         if "mask" in target:
             target["mask"] = result["mask"]
