@@ -56,12 +56,14 @@ __all__ = [
 ]
 
 MAX_BASE_DEPTH = 2
-# what damaged YAML makes the parser raise: its own errors, and those of tags such as !!int ""
+# What the parser raises at damaged YAML: its own errors, and those of tags such as !!int ""
 _DAMAGED = (yaml.YAMLError, OmegaConfBaseException, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
-    """Reads a YAML with its bases, applies overrides and checks every key and type.
+    """Reads a YAML with its bases, applies overrides and checks every key, type and range.
+
+    The arguments of components are checked later, by `mnv2det.engine.build.check`.
 
     Args:
         path: A YAML file; ``base:`` names files it starts from, relative to itself.
@@ -71,10 +73,11 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         The merged configuration.
 
     Raises:
-        ConfigError: A file is missing or no YAML, bases form a cycle or are more than two levels
-            deep, a key is unknown or a value of the wrong type.
+        ConfigError: A file is missing or is no YAML, its bases form a cycle or are more than two levels
+            deep, a key is unknown, or a value has the wrong type or is out of range.
     """
-    # the schema's own component names count as given: naming another one drops the args written for them
+    # The schema's default components are the lowest base: a file that names another component drops the args
+    # written for the default one.
     merged = _read(Path(path), (), _defaults())
     for override in overrides:
         merged = merge(merged, _parse_override(override))
@@ -105,7 +108,7 @@ def from_dict(data: Mapping[str, Any], *, where: str) -> Config:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The configuration as plain nested data (enums by name), fit for YAML and JSON."""
+    """The configuration as plain nested data that YAML and JSON can hold; enums are given by name."""
     return typing.cast("dict[str, Any]", _plain(config))
 
 
@@ -118,23 +121,23 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {key: _plain(part) for key, part in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
+        return [_plain(item) for item in value]
     return value.name if isinstance(value, Enum) else value
 
 
-# what is built from the schema's classes takes most of the time of a load, and is always the same
+# Building these from the schema's classes takes most of the time of a load, and gives the same every time.
 
 
 @functools.cache
 def _defaults() -> dict[str, Any]:
-    return to_dict(Config())  # `merge` changes none of it
+    return to_dict(Config())  # `merge` does not change its arguments
 
 
 @functools.cache
 def _schema() -> Any:
-    return OmegaConf.structured(Config)  # OmegaConf.merge works on a copy
+    return OmegaConf.structured(Config)  # `OmegaConf.merge` works on a copy
 
 
 @functools.cache
@@ -154,31 +157,37 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _read(path: Path, above: tuple[Path, ...], below: dict[str, Any]) -> dict[str, Any]:
-    """Lays the bases of a file, in their order, and then the file itself over ``below``."""
-    here = f"base of {above[-1]}: " if above else ""
-    if not os.path.isfile(path):  # unlike Path's, False for a name that is too long
+def _read(path: Path, parents: tuple[Path, ...], data: dict[str, Any]) -> dict[str, Any]:
+    """Lays the bases of a file, in their order, and then the file itself over ``data``.
+
+    Args:
+        path: The file.
+        parents: The files that led here: the first one names the second as its base, and so on.
+        data: What was read before; the file's keys win over it.
+    """
+    here = f"base of {parents[-1]}: " if parents else ""
+    if not os.path.isfile(path):  # Path.is_file raises an OSError if a name is too long
         siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise ConfigError(f"{here}{path}: no such config file{near(path.name, siblings)}")
-    if path.resolve() in [p.resolve() for p in above]:
+    if path.resolve() in [parent.resolve() for parent in parents]:
         raise ConfigError(f"{here}{path}: bases form a cycle")
-    if len(above) > MAX_BASE_DEPTH:
+    if len(parents) > MAX_BASE_DEPTH:
         raise ConfigError(f"{here}{path}: more than {MAX_BASE_DEPTH} levels of base")
     try:
-        data = OmegaConf.to_container(OmegaConf.load(path))
+        content = OmegaConf.to_container(OmegaConf.load(path))
     except (*_DAMAGED, OSError) as error:
         raise ConfigError(f"{path}: not a YAML config: {_one_line(error)}") from None
-    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ConfigError(f"{path}: a mapping of keys was expected at the top")
-    own = typing.cast("dict[str, Any]", data)
+    own = typing.cast("dict[str, Any]", content)
     bases = own.pop("base", None) or []
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(f"{path}: base: expected a file name or a list of them, got {bases!r}")
     _check_keys(own, Config, str(path), "")
     for base in bases:
-        below = _read(path.parent / base, (*above, path), below)
-    return merge(below, own)
+        data = _read(path.parent / base, (*parents, path), data)
+    return merge(data, own)
 
 
 def _parse_override(override: str) -> dict[str, Any]:
@@ -191,8 +200,8 @@ def _parse_override(override: str) -> dict[str, Any]:
         raise ConfigError(f"override '{override}': not a YAML value: {_one_line(error)}") from None
     assert isinstance(value, dict)
     result: Any = value["value"]
-    for part in reversed(key.split(".")):
-        result = {part: result}
+    for name in reversed(key.split(".")):
+        result = {name: result}
     _check_keys(result, Config, f"override '{override}'", "")
     return typing.cast("dict[str, Any]", result)
 
@@ -201,36 +210,40 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _check_keys(data: Any, schema: Any, where: str, place: str) -> None:
-    """Walks data beside the schema; the first unknown key is named with its nearest match.
+def _check_keys(data: Any, schema: Any, where: str, prefix: str) -> None:
+    """Compares data with the schema; the first unknown key is named with its nearest match.
 
-    A list where keys belong, or the reverse, is refused here: OmegaConf's own error names no key.
+    A list where keys belong, or keys where a list belongs, is refused here: OmegaConf's error would name no key.
+
+    Args:
+        data: A part of the configuration.
+        schema: The type that this part must have.
+        where: Name of the source, for messages.
+        prefix: Dotted keys that lead to this part, each with a dot behind it.
     """
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
-    if origin is types.UnionType:  # ``list[float] | None`` and the like
-        _check_keys(data, arguments[0], where, place)
-    if origin is dict and isinstance(data, list):
-        raise ConfigError(f"{where}: {place.rstrip('.')}: expected keys below it, got {data!r}")
+    if origin in (typing.Union, types.UnionType):  # ``list[float] | None`` and the like
+        _check_keys(data, arguments[0], where, prefix)
     if origin is list and isinstance(data, Mapping):
-        raise ConfigError(f"{where}: {place.rstrip('.')}: expected a list, got {data!r}")
+        raise ConfigError(f"{where}: {prefix[:-1]}: expected a list, got {data!r}")
     if origin is list and isinstance(data, list):
         for index, value in enumerate(data):
             if isinstance(value, Mapping | list):
-                raise ConfigError(f"{where}: {place.rstrip('.')}[{index}]: expected a number, got {value!r}")
+                raise ConfigError(f"{where}: {prefix[:-1]}[{index}]: expected a number, got {value!r}")
+    has_keys = dataclasses.is_dataclass(schema)
+    if (has_keys and not isinstance(data, Mapping)) or (origin is dict and isinstance(data, list)):
+        raise ConfigError(f"{where}: {prefix[:-1]}: expected keys below it, got {data!r}")
     if origin is dict and dataclasses.is_dataclass(arguments[1]) and isinstance(data, Mapping):
         for key, value in data.items():
-            _check_keys(value, arguments[1], where, f"{place}{key}.")
-    if not dataclasses.is_dataclass(schema):
-        return
-    if not isinstance(data, Mapping):
-        raise ConfigError(f"{where}: {place.rstrip('.')}: expected keys below it, got {data!r}")
-    hints = _hints(typing.cast("type", schema))
-    for key, value in data.items():
-        if key not in hints:
-            raise ConfigError(f"{where}: unknown key '{place}{key}'{near(str(key), hints)}")
-        _check_keys(value, hints[key], where, f"{place}{key}.")
+            _check_keys(value, arguments[1], where, f"{prefix}{key}.")
+    if has_keys:
+        hints = _hints(typing.cast("type", schema))
+        for key, value in data.items():
+            if key not in hints:
+                raise ConfigError(f"{where}: unknown key '{prefix}{key}'{near(str(key), hints)}")
+            _check_keys(value, hints[key], where, f"{prefix}{key}.")
 
 
 def data_root(config: Config) -> Path:
-    """Folder that data set paths are relative to: ``data.root``, $MNV2DET_DATA or ``datasets``."""
+    """The folder that data set paths are relative to: ``data.root``, else $MNV2DET_DATA, else ``datasets``."""
     return Path(config.data.root or os.environ.get("MNV2DET_DATA") or "datasets")

@@ -1,21 +1,38 @@
-"""The schema of a configuration: every key with its type, default and meaning.
+"""The schema of a configuration: every key with its type, range, default and meaning.
 
 Imports no torch, as `mnv2det.config` may not.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import functools
+from dataclasses import dataclass, field, is_dataclass
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any, Literal, get_type_hints
 
 from omegaconf import MISSING
+from pydantic import Field
 
 from mnv2det.errors import ConfigError
+from mnv2det.ranges import NonNegativeFloat, NonNegativeInt, OpenShare, PositiveFloat, PositiveInt, Share, convert
+
+# How pictures come to the input size; see `mnv2det.structures.Preprocess`.
+Fit = Literal["stretch", "letterbox", "pad", "crop"]
+
+InputSize = Annotated[
+    list[Annotated[int, Field(ge=32, le=8192)]],
+    Field(min_length=2, max_length=2, description="[height, width] of 32 to 8192"),
+]
+Mean = Annotated[list[Share], Field(min_length=3, max_length=3, description="three numbers from 0 to 1, R G B")]
+Std = Annotated[list[PositiveFloat], Field(min_length=3, max_length=3, description="three numbers > 0, R G B")]
+Scales = Annotated[
+    list[Annotated[float, Field(ge=0.1, le=4)]],
+    Field(min_length=1, description="numbers from 0.1 to 4, at least one"),
+]
 
 
 class BadData(Enum):
-    """What a broken image or annotation does: ``stop`` the run, or ``skip`` it and count it."""
+    """What happens at a broken image or annotation: ``stop`` ends the run, ``skip`` leaves it out and lists it."""
 
     stop = "stop"
     skip = "skip"
@@ -27,15 +44,6 @@ class Amp(Enum):
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
-
-
-class Fit(Enum):
-    """How pictures come to the input size; see `mnv2det.structures.Preprocess`."""
-
-    stretch = "stretch"
-    letterbox = "letterbox"
-    pad = "pad"
-    crop = "crop"
 
 
 @dataclass
@@ -55,11 +63,11 @@ class ModelConfig:
     """Backbone, input and initial weights.
 
     Attributes:
-        backbone: What the heads read from.
+        backbone: The network whose features the heads read.
         input_size: (H, W) in pixels.
-        mean: RGB in 0 ... 1; null takes what the weights were trained with, else 0.5.
-        std: Likewise.
-        fit: How pictures come to the input size; null takes what the weights were trained with,
+        mean: Of R, G and B, in units of 0 ... 1; null takes what the weights were trained with, else 0.5.
+        std: Of R, G and B, in the same units; null takes what the weights were trained with, else 0.5.
+        fit: How pictures are brought to the input size; null takes what the weights were trained with,
             else ``stretch``.
         weights: A safetensors file or ``torchvision:IMAGENET1K_V1``; null starts from random ones.
         freeze: Backbone layer up to which weights and batch-norm statistics stay fixed
@@ -67,9 +75,9 @@ class ModelConfig:
     """
 
     backbone: Component = _component("mobilenet_v2")
-    input_size: list[int] = field(default_factory=lambda: [320, 320])
-    mean: list[float] | None = None
-    std: list[float] | None = None
+    input_size: InputSize = field(default_factory=lambda: [320, 320])
+    mean: Mean | None = None
+    std: Std | None = None
     fit: Fit | None = None
     weights: str | None = None
     freeze: str | None = None
@@ -77,9 +85,9 @@ class ModelConfig:
 
 @dataclass
 class TaskConfig:
-    """One head, the weight of its loss, and how it is measured."""
+    """One head, the weight of its loss, and the evaluator that measures it."""
 
-    weight: float = 1.0
+    weight: NonNegativeFloat = 1.0
     head: Component = field(default_factory=Component)
     evaluator: Component = field(default_factory=Component)
 
@@ -94,17 +102,17 @@ class DataConfig:
         train: Data set to learn from.
         val: Data set to measure on.
         augment: Training augmentation.
-        batch_size: Images per step and process.
+        batch_size: Images per batch and process.
         workers: Loader processes per training process.
-        bad_data: What a broken image or annotation does.
+        bad_data: What happens at a broken image or annotation.
     """
 
     root: str | None = None
     train: Component = field(default_factory=Component)
     val: Component = field(default_factory=Component)
     augment: Component = _component("ssd")
-    batch_size: int = 16
-    workers: int = 2
+    batch_size: PositiveInt = 16
+    workers: NonNegativeInt = 2
     bad_data: BadData = BadData.stop
 
 
@@ -114,59 +122,61 @@ class OptimConfig:
 
     Attributes:
         optimizer: Its ``lr`` is the peak rate.
-        schedule: Shape of the rate after the warm-up.
-        warmup_steps: Steps of linear increase from ``warmup_start`` x lr.
+        schedule: How the rate falls after the warm-up.
+        warmup_steps: Steps in which the rate rises linearly to its peak.
         warmup_start: Share of the peak rate that the warm-up starts from.
         clip_norm: Largest norm of all gradients together; null does not clip.
         decay_norm_and_bias: Whether weight decay also acts on batch norm and biases.
-        head_lr_factor: Heads learn with this multiple of the rate.
+        head_lr_factor: The heads' learning rate as a multiple of the backbone's.
     """
 
     optimizer: Component = _component("sgd")
     schedule: Component = _component("cosine")
-    warmup_steps: int = 0
-    warmup_start: float = 0.001
-    clip_norm: float | None = None
+    warmup_steps: NonNegativeInt = 0
+    warmup_start: Share = 0.001
+    clip_norm: PositiveFloat | None = None
     decay_norm_and_bias: bool = True
-    head_lr_factor: float = 1.0
+    head_lr_factor: NonNegativeFloat = 1.0
 
 
 @dataclass
 class TrainConfig:
-    """The loop.
+    """The training loop.
 
     Attributes:
-        epochs: Passes over the training set; give this or ``steps``.
-        steps: Optimizer steps in all.
+        epochs: Passes over the training set; give this or ``steps``, not both.
+        steps: Optimizer steps of the whole run.
         accumulate: Batches whose gradients are summed into one step.
         amp: Mixed precision.
         channels_last: Memory format of images and weights.
-        ema_decay: Decay of the weight average that is evaluated and kept; null keeps none.
-        ema_warmup: Whether young averages decay faster, ``min(decay, (1 + n) / (10 + n))``.
+        ema_decay: Decay of the running average of the weights, which is evaluated and kept in their place;
+            null keeps no average.
+        ema_warmup: Whether the average decays faster in its first steps: ``min(decay, (1 + n) / (10 + n))``
+            at step n.
         eval_every: Epochs between evaluations; 0 evaluates only at the end.
         checkpoint_every: Steps between checkpoints, beside those at the end of every epoch.
-        keep_checkpoints: How many of the newest are kept: last.pt, last.1.pt ...
-        skip_nonfinite: Steps with a non-finite loss that a run leaves out before it stops at one.
+        keep_checkpoints: How many of the newest checkpoints are kept: last.pt, last.1.pt ...
+        skip_nonfinite: How many steps with a non-finite loss a run may leave out before it stops at one.
         log_every: Steps between lines in metrics.jsonl.
-        sync_bn: Batch-norm statistics over all processes.
-        uncertainty: Whether the weights of the tasks are learned beside the model (Kendall et al.,
-            arXiv 1705.07115, equation 10), starting from those given.
-        best: Metric that decides which weights are kept as best.safetensors, ``task/metric``;
-            null takes the first task's main one.
+        sync_bn: Whether batch-norm statistics are taken over all processes.
+        uncertainty: Whether the weights of the tasks' losses are learned along with the model (Kendall et al.,
+            arXiv 1705.07115, equation 10); ``tasks.NAME.weight`` is where they start.
+        best: Metric that decides which weights are kept as best.safetensors, as ``task/metric``;
+            null takes the main metric of the first task.
     """
 
-    epochs: int | None = None
-    steps: int | None = None
-    accumulate: int = 1
+    epochs: PositiveInt | None = None
+    steps: PositiveInt | None = None
+    accumulate: PositiveInt = 1
     amp: Amp = Amp.fp32
     channels_last: bool = True
-    ema_decay: float | None = None
+    ema_decay: OpenShare | None = None
     ema_warmup: bool = True
-    eval_every: int = 1
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
-    skip_nonfinite: int = 0
-    log_every: int = 10
+    eval_every: NonNegativeInt = 1
+    checkpoint_every: PositiveInt = 500
+    keep_checkpoints: PositiveInt = 2
+    skip_nonfinite: NonNegativeInt = 0
+    log_every: PositiveInt = 10
     sync_bn: bool = False
     uncertainty: bool = False
     best: str | None = None
@@ -174,14 +184,14 @@ class TrainConfig:
 
 @dataclass
 class TestConfig:
-    """How segmentation looks at a picture when it is measured.
+    """How class probabilities of pixels are computed when segmentation is evaluated.
 
     Attributes:
-        scales: Class probabilities are averaged over the input at these scales.
-        flip: Whether each is also seen mirrored.
+        scales: Factors by which the input is scaled; the probabilities are averaged over all of them.
+        flip: Whether the mirrored input is averaged in, too, at each scale.
     """
 
-    scales: list[float] = field(default_factory=lambda: [1.0])
+    scales: Scales = field(default_factory=lambda: [1.0])
     flip: bool = False
 
 
@@ -189,7 +199,7 @@ class TestConfig:
 class Config:
     """A whole experiment."""
 
-    seed: int = 0
+    seed: NonNegativeInt = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
@@ -199,82 +209,45 @@ class Config:
 
 
 def check_values(config: Config, where: str) -> None:
-    """Checks what types cannot say: ranges, lengths, and what must or must not go together.
+    """Checks what OmegaConf does not: ranges, and what must or must not go together.
+
+    Args:
+        config: Of the right types.
+        where: Name of its source, for messages.
 
     Raises:
         ConfigError: Names ``where``, the first wrong key, what was expected and what it holds.
     """
+    _check_ranges(config, f"{where}: ")
 
-    def need(holds: bool, key: str, expected: str, value: Any) -> None:
+    def require(holds: bool, key: str, expected: str, value: Any) -> None:
         if not holds:
             raise ConfigError(f"{where}: {key}: expected {expected}, got {value!r}")
 
-    size, train, data = config.model.input_size, config.train, config.data
-    need(
-        len(size) == 2 and all(32 <= n <= 8192 for n in size), "model.input_size", "[height, width] of 32 to 8192", size
-    )
-    for key in ("mean", "std"):
-        value = getattr(config.model, key)
-        need(value is None or len(value) == 3, f"model.{key}", "three numbers, R G B", value)
-    mean = config.model.mean
-    need(mean is None or all(0 <= v <= 1 for v in mean), "model.mean", "numbers from 0 to 1", mean)
-    need(
-        config.model.std is None or all(v > 0 for v in config.model.std),
-        "model.std",
-        "positive numbers",
-        config.model.std,
-    )
-    need(bool(config.tasks), "tasks", "at least one task", config.tasks)
+    require(bool(config.tasks), "tasks", "at least one task", config.tasks)
+    components = {"data.train": config.data.train, "data.val": config.data.val}
     for name, task in config.tasks.items():
-        need(name.isidentifier(), f"tasks.{name}", "a name of letters, digits and _", name)
-        need(task.weight >= 0, f"tasks.{name}.weight", "a number >= 0", task.weight)
-        for part in ("head", "evaluator"):
-            need(not _missing(getattr(task, part)), f"tasks.{name}.{part}.name", "the name of a component", None)
-    for split in ("train", "val"):
-        need(not _missing(getattr(data, split)), f"data.{split}.name", "the name of a data set", None)
-    need(
-        (train.epochs is None) != (train.steps is None),
-        "train.epochs / train.steps",
-        "exactly one of them",
-        [train.epochs, train.steps],
-    )
-    for key, number, least in (
-        ("seed", config.seed, 0),
-        ("data.batch_size", data.batch_size, 1),
-        ("data.workers", data.workers, 0),
-        ("train.epochs", train.epochs, 1),
-        ("train.steps", train.steps, 1),
-        ("train.accumulate", train.accumulate, 1),
-        ("train.eval_every", train.eval_every, 0),
-        ("train.checkpoint_every", train.checkpoint_every, 1),
-        ("train.keep_checkpoints", train.keep_checkpoints, 1),
-        ("train.skip_nonfinite", train.skip_nonfinite, 0),
-        ("train.log_every", train.log_every, 1),
-        ("optim.warmup_steps", config.optim.warmup_steps, 0),
-    ):
-        need(number is None or number >= least, key, f"a whole number >= {least}", number)
-    scales = config.test.scales
-    need(
-        bool(scales) and all(0.1 <= s <= 4 for s in scales),
-        "test.scales",
-        "numbers from 0.1 to 4, at least one",
-        scales,
-    )
-    need(
-        train.ema_decay is None or 0 < train.ema_decay < 1,
-        "train.ema_decay",
-        "a number between 0 and 1",
-        train.ema_decay,
-    )
-    need(
-        config.optim.clip_norm is None or config.optim.clip_norm > 0,
-        "optim.clip_norm",
-        "a number > 0",
-        config.optim.clip_norm,
-    )
-    need(config.optim.head_lr_factor >= 0, "optim.head_lr_factor", "a number >= 0", config.optim.head_lr_factor)
-    need(0 <= config.optim.warmup_start <= 1, "optim.warmup_start", "a number from 0 to 1", config.optim.warmup_start)
+        require(name.isidentifier(), f"tasks.{name}", "a name of letters, digits and _", name)
+        components |= {f"tasks.{name}.head": task.head, f"tasks.{name}.evaluator": task.evaluator}
+    for key, component in components.items():
+        require(component.name not in ("", MISSING), f"{key}.name", "the name of a component", None)
+    epochs, steps = config.train.epochs, config.train.steps
+    require((epochs is None) != (steps is None), "train.epochs / train.steps", "exactly one of them", [epochs, steps])
 
 
-def _missing(component: Component) -> bool:
-    return not component.name or component.name == MISSING
+def _check_ranges(section: Any, prefix: str) -> None:
+    """Holds every value below a section to its annotation."""
+    for name, annotation in _annotations(section.__class__).items():
+        value = getattr(section, name)
+        if is_dataclass(value):
+            _check_ranges(value, f"{prefix}{name}.")
+        elif name == "tasks":
+            for task, entry in value.items():
+                _check_ranges(entry, f"{prefix}{name}.{task}.")
+        elif isinstance(value, int | float | list):
+            convert(annotation, value, f"{prefix}{name}")
+
+
+@functools.cache
+def _annotations(section: type) -> dict[str, Any]:
+    return get_type_hints(section, include_extras=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+
+from mnv2det.schema import Fit as Fit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -130,7 +132,6 @@ class Segmentation:
 
 
 Result = Detections | Segmentation | Scores
-Fit = Literal["stretch", "letterbox", "pad", "crop"]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from mnv2det.data.dataset import Dataset
 from mnv2det.data.transforms import Transform
 from mnv2det.models.backbone import Backbone
 from mnv2det.models.head import Head
+from mnv2det.ranges import convert, limits_of, numbers_in
+from mnv2det.registry import Registry
 from mnv2det.structures import Detections, Frame, Sample, Scores, Segmentation
 
 
@@ -32,6 +34,15 @@ def assert_backbone(backbone: Backbone) -> None:
     assert len(set(names)) == len(names), "stages need different names"
     owned = {id(p) for _, stage in backbone.stages() for p in stage.parameters()}
     assert owned == {id(p) for p in backbone.parameters()}, "stages hold every parameter"
+
+
+def assert_arguments(registry: Registry[Any], name: str) -> None:
+    """Every number that a config can set has a range in its annotation, and the defaults lie within theirs."""
+    for key, parameter in registry.parameters(name).items():
+        for number in numbers_in(parameter.annotation):
+            assert limits_of(number), f"{registry.kind} {name}: {key}: no range is stated, as in Share or PositiveInt"
+        if parameter.default is not parameter.empty:
+            convert(parameter.annotation, parameter.default, f"default of {registry.kind} {name}: {key}")
 
 
 def assert_head(kind: type[Head], backbone: Backbone, *, classes: int = 3) -> None:

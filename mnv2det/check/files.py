@@ -14,7 +14,7 @@ from PIL import Image
 
 from mnv2det.check.pool import printed
 from mnv2det.data.dataset import Arrays, Dataset
-from mnv2det.data.duplicates import Look, look_at
+from mnv2det.data.duplicates import Fingerprint, fingerprint
 from mnv2det.data.images import EXTENSIONS, decode_image
 from mnv2det.data.masks import DAMAGED, read_ids
 from mnv2det.errors import DataError
@@ -50,7 +50,7 @@ class Seen(NamedTuple):
         complaint: What the decoder said of a picture that it did read.
         size: (H, W), upright as it is trained on.
         stored: (H, W) before EXIF rotation.
-        look: To compare it with others.
+        fingerprint: To compare it with others.
         mask: Of its mask, if it has one.
         target: Of a data set whose files are not known.
     """
@@ -59,7 +59,7 @@ class Seen(NamedTuple):
     complaint: str = ""
     size: tuple[int, int] | None = None
     stored: tuple[int, int] | None = None
-    look: Look | None = None
+    fingerprint: Fingerprint | None = None
     mask: SeenMask | None = None
     target: Arrays | None = None
 
@@ -90,7 +90,7 @@ def _see_picture(path: Path) -> Seen:
     if any(word in complaint.lower() for word in SERIOUS):
         return Seen(("image_broken", f"damaged: {complaint}"), size=size, stored=stored or size)
     digest = hashlib.blake2b(data, digest_size=16).digest()
-    return Seen(None, complaint, size, stored or size, look_at(image, digest))
+    return Seen(None, complaint, size, stored or size, fingerprint(image, digest))
 
 
 def _header(data: bytes) -> tuple[int, int] | None:
@@ -154,4 +154,4 @@ class See:
         mask = sample.target.pop("mask", None)
         seen_mask = None if mask is None else SeenMask("", (mask.shape[0], mask.shape[1]), _counts(mask))
         digest = hashlib.blake2b(sample.image.tobytes(), digest_size=16).digest()
-        return Seen(None, "", size, size, look_at(sample.image, digest), seen_mask, sample.target)
+        return Seen(None, "", size, size, fingerprint(sample.image, digest), seen_mask, sample.target)

@@ -61,8 +61,7 @@ def config_splits(config: Config, workers: int) -> list[Split]:
 def _config_split(
     config: Config, role: Role, component: Component, root: Path, before: Sequence[Split], workers: int
 ) -> Split:
-    bound, _ = DATASETS.bind(component.name, component.args, place=f"data.{role}")
-    args: dict[str, Any] = DATASETS.complete(component.name, bound)
+    args, _ = DATASETS.bind(component.name, component.args, place=f"data.{role}")
     held = args.get("names") or (_names(before) if role != "train" else None)
     if component.name == "coco":
         return _coco(role, args, root, held)

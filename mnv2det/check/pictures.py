@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mnv2det.check.files import Seen
 from mnv2det.check.findings import Finding
 from mnv2det.check.split import Picture, Split, mask_counts
-from mnv2det.data.duplicates import NEAR, Looks, matches
+from mnv2det.data.duplicates import NEAR, Fingerprints, matches
 from mnv2det.structures import IGNORE, VOC_MASK_CLASSES
 
 SAME_SHAPE = 0.01  # relative difference of two aspect ratios
@@ -102,10 +102,10 @@ def check_duplicates(splits: Sequence[Split], seen: Sequence[Sequence[Seen]]) ->
 
     A leak is reported at the part that can best do without: train before val before test.
     """
-    looks = [Looks([one.look for one in part]) for part in seen]
+    prints = [Fingerprints([one.fingerprint for one in part]) for part in seen]
     findings = []
-    for split, look in zip(splits, looks, strict=True):
-        for index, other in _found(matches(look)):
+    for split, own in zip(splits, prints, strict=True):
+        for index, other in _found(matches(own)):
             findings.append(split.of_picture("image_duplicate", index, f"is {split.pictures[other].name}"))
     rank = {"train": 0, "val": 1, "test": 2}
     ordered = sorted(
@@ -114,8 +114,8 @@ def check_duplicates(splits: Sequence[Split], seen: Sequence[Sequence[Seen]]) ->
     for a, b in itertools.combinations(ordered, 2):
         if splits[a].role == splits[b].role:
             continue
-        same = matches(looks[a], looks[b])
-        near = np.where(same < 0, matches(looks[a], looks[b], NEAR), -1)
+        same = matches(prints[a], prints[b])
+        near = np.where(same < 0, matches(prints[a], prints[b], NEAR), -1)
         for kind, found, verb in (("image_leak", same, "is"), ("image_near_leak", near, "is nearly")):
             for index, other in _found(found):
                 value = f"{verb} {splits[b].name}: {splits[b].pictures[other].name}"

@@ -1,46 +1,53 @@
-"""A generated data set: coloured shapes on textured ground, with boxes and masks."""
+"""A generated data set: coloured shapes on a textured background, with boxes and masks."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from mnv2det.config import BadData
 from mnv2det.data.dataset import Arrays, Dataset
-from mnv2det.errors import ConfigError
+from mnv2det.ranges import NonNegativeInt, PositiveInt, Share, check_order
 from mnv2det.registry import DATASETS
 from mnv2det.structures import Sample
 
 NAMES = ("circle", "cross", "ring", "square", "triangle")
 SPLITS = {"train": 0, "val": 1, "test": 2}
+Side = Annotated[int, Field(ge=16, le=16384)]  # pixels
+Scale = Annotated[float, Field(ge=0.02, le=1)]
 
 
-@DATASETS.register("shapes")
+def _check(args: Mapping[str, Any]) -> Iterator[str]:
+    yield from check_order(args, "scale")
+    if args["names"] not in (None, NAMES):
+        yield f"names: its classes are {', '.join(NAMES)}; got {', '.join(args['names'])}"
+
+
+@DATASETS.register("shapes", check=_check)
 class Shapes(Dataset):
     """Every image is a pure function of (seed, split, index); nothing is stored.
 
-    Later shapes lie over earlier ones. A box bounds what is still visible; a shape of which less
-    than ``min_visible`` is left counts as ``ignore``.
+    Later shapes lie over earlier ones. A box bounds the part of a shape that is still visible.
 
     Args:
-        root: Not used.
-        bad_data: Not used: there is none.
-        split: ``train``, ``val`` or ``test``: never the same images.
+        root: Not used: nothing is read.
+        bad_data: Not used: no image is broken.
+        split: ``train``, ``val`` or ``test``, which have no image in common.
         count: Number of images.
         size: (H, W) in pixels.
-        seed: Another seed, another data set.
-        most: Most shapes in an image; at least one. Where one is all, it is the picture's class, too.
-        scale: Smallest and largest shape, relative to the shorter side.
+        seed: Another seed gives other images.
+        most: An image has one shape to this many. If it is 1, the shape also gives the whole image its class.
+        scale: Diameter of the smallest and the largest shape, relative to the image's shorter side.
         turn: Shapes are turned by up to this many degrees either way.
-        min_visible: See above.
-        names: Must be null or the class list itself.
-
-    Raises:
-        ConfigError: A value is out of its range.
+        min_visible: A shape of which a smaller share is visible counts as ``ignore``.
+        names: Null, or the class list itself: the classes cannot be chosen.
     """
 
     def __init__(
@@ -48,24 +55,16 @@ class Shapes(Dataset):
         *,
         root: Path | None = None,
         bad_data: BadData = BadData.stop,
-        split: str = "train",
-        count: int = 1000,
-        size: tuple[int, int] = (192, 192),
-        seed: int = 0,
-        most: int = 6,
-        scale: tuple[float, float] = (0.12, 0.5),
-        turn: float = 180.0,
-        min_visible: float = 0.3,
+        split: Literal["train", "val", "test"] = "train",
+        count: PositiveInt = 1000,
+        size: tuple[Side, Side] = (192, 192),
+        seed: NonNegativeInt = 0,
+        most: PositiveInt = 6,
+        scale: tuple[Scale, Scale] = (0.12, 0.5),
+        turn: Annotated[float, Field(ge=0, le=180)] = 180.0,
+        min_visible: Share = 0.3,
         names: tuple[str, ...] | None = None,
     ) -> None:
-        if split not in SPLITS:
-            raise ConfigError(f"data set shapes: split '{split}': expected train, val or test")
-        if count < 1 or most < 1 or min(size) < 16 or not 0.02 <= scale[0] <= scale[1] <= 1 or seed < 0:
-            raise ConfigError("data set shapes: needs count, most >= 1, size >= 16, .02 <= scale <= 1, seed >= 0")
-        if not 0 <= min_visible <= 1:
-            raise ConfigError(f"data set shapes: min_visible {min_visible}: expected a share from 0 to 1")
-        if names is not None and tuple(names) != NAMES:
-            raise ConfigError(f"data set shapes: its classes are {', '.join(NAMES)}; got {', '.join(names)}")
         self.split, self.count, self.size, self.seed = split, count, size, seed
         self.most, self.scale, self.turn, self.min_visible = most, scale, turn, min_visible
         self.classes = {"labels": list(NAMES), "mask": ["background", *NAMES]}
@@ -81,7 +80,7 @@ class Shapes(Dataset):
         return index
 
     def target(self, index: int) -> Arrays:
-        """See `Dataset.target`; draws the image to find out."""
+        """See `Dataset.target`; has to draw the image."""
         return {key: value for key, value in self.read(index).target.items() if key != "mask"}
 
     def read(self, index: int) -> Sample:
@@ -106,6 +105,13 @@ class Shapes(Dataset):
         return Sample(np.clip(image + grain, 0, 255).astype(np.uint8), target, index)
 
     def _annotate(self, owner: NDArray[np.int16], labels: list[int], drawn: list[int]) -> Arrays:
+        """The target arrays.
+
+        Args:
+            owner: (H, W), number of the shape that each pixel shows, -1 for the background.
+            labels: Class of each shape.
+            drawn: Pixels that each shape had before others were drawn over it.
+        """
         boxes, kept, ignore, area = [], [], [], []
         mask = np.zeros(self.size, np.uint8)
         for number, label in enumerate(labels):
@@ -128,7 +134,7 @@ class Shapes(Dataset):
 
 
 def _ground(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float32]:
-    """Two colours mixed by smooth noise, with stripes on top."""
+    """The background: two colours mixed by smooth noise, with stripes on top."""
     height, width = size
     coarse = int(rng.integers(2, 12))
     noise = cv2.resize(rng.random((coarse, coarse), np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
@@ -144,7 +150,7 @@ def _ground(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float
 def _draw(
     rng: np.random.Generator, size: tuple[int, int], name: str, scale: tuple[float, float], turn: float
 ) -> NDArray[np.uint8]:
-    """The shape's own mask, turned and placed at random, at least half inside the image."""
+    """The mask of a shape that is turned and placed at random, with its centre inside the image."""
     height, width = size
     radius = min(size) * math.exp(rng.uniform(math.log(scale[0]), math.log(scale[1]))) / 2
     center = np.array(
@@ -154,10 +160,10 @@ def _draw(
     mask = np.zeros(size, np.uint8)
     if name in ("circle", "ring"):
         axes = (radius, radius * rng.uniform(0.7, 1))
-        place = (tuple(center.tolist()), (2 * axes[0], 2 * axes[1]), math.degrees(angle))
-        cv2.ellipse(mask, place, 1, cv2.FILLED)
+        middle = tuple(center.tolist())
+        cv2.ellipse(mask, (middle, (2 * axes[0], 2 * axes[1]), math.degrees(angle)), 1, cv2.FILLED)
         if name == "ring":
-            cv2.ellipse(mask, (place[0], (axes[0], axes[1]), place[2]), 0, cv2.FILLED)
+            cv2.ellipse(mask, (middle, (axes[0], axes[1]), math.degrees(angle)), 0, cv2.FILLED)
         return mask
     corners = np.array(_OUTLINES[name]) * radius
     rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
@@ -177,7 +183,7 @@ _OUTLINES = {
 
 
 def _paint(rng: np.random.Generator, image: NDArray[np.float32], shape: NDArray[np.uint8]) -> None:
-    """Fills the shape with a colour unlike what lies under it, with a light gradient."""
+    """Fills the shape with a colour that differs from what it covers, and with a slight gradient of brightness."""
     ys, xs = np.nonzero(shape)
     if not len(ys):
         return

@@ -3,61 +3,59 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from mnv2det.data.dataset import Arrays
 from mnv2det.data.fit import fit, resize
-from mnv2det.errors import ConfigError
+from mnv2det.ranges import PositiveFloat, PositiveShare, Share, check_order
 from mnv2det.registry import AUGMENTATIONS
 from mnv2det.structures import IGNORE, Preprocess, Sample
 
 Transform = Callable[[Sample, int], tuple[NDArray[np.uint8], Arrays]]
 
 
-@AUGMENTATIONS.register("ssd")
+def _check_ssd(args: Mapping[str, Any]) -> Iterator[str]:
+    yield from check_order(args, "area", "ratio")
+    if args["crop"] + args["expand"] > 1:
+        yield f"crop: expected crop + expand of at most 1, got {args['crop']} + {args['expand']}"
+
+
+@AUGMENTATIONS.register("ssd", check=_check_ssd)
 def ssd(
     preprocess: Preprocess,
     *,
-    crop: float = 0.85,
-    expand: float = 0.0,
-    area: tuple[float, float] = (0.1, 1.0),
-    ratio: tuple[float, float] = (0.5, 2.0),
-    covered: tuple[float, ...] = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0),
-    most: float = 4.0,
-    flip: float = 0.5,
-    vertical_flip: float = 0.0,
-    photometric: float = 0.5,
+    crop: Share = 0.85,
+    expand: Share = 0.0,
+    area: tuple[PositiveShare, PositiveShare] = (0.1, 1.0),
+    ratio: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0),
+    covered: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0),
+    most: Annotated[float, Field(ge=1)] = 4.0,
+    flip: Share = 0.5,
+    vertical_flip: Share = 0.0,
+    photometric: Share = 0.5,
 ) -> Transform:
     """SSD's augmentation (docs/recipes.md).
 
     Args:
-        preprocess: Of the model: size of the output, and the colour beyond the image.
+        preprocess: The model's; gives the size of the output and the colour beyond the image.
         crop: Share of images that are cropped.
-        expand: Share that are shrunk into a larger canvas; the rest are shown whole.
-        area: Of the crop, relative to the image.
-        ratio: Of the crop, width / height.
-        covered: What share of some object the crop must cover, one drawn per image.
+        expand: Share of images that are shrunk into a larger canvas; the rest are shown whole.
+        area: Smallest and largest area of a crop, relative to the image.
+        ratio: Smallest and largest width / height of a crop.
+        covered: Shares of an object that a crop must show; one is drawn per image.
         most: Largest side of the canvas, relative to the image.
-        flip: Share that are mirrored left-right.
-        vertical_flip: Share that are mirrored top-bottom (cells, aerial pictures).
-        photometric: Share whose brightness, contrast, saturation and hue change.
+        flip: Share of images that are mirrored left-right.
+        vertical_flip: Share of images that are mirrored top-bottom (cells, aerial pictures).
+        photometric: Share of images whose brightness, contrast, saturation and hue change.
 
     Returns:
         A function of (sample, seed).
-
-    Raises:
-        ConfigError: A share or range is out of order.
     """
-    if crop + expand > 1 or not all(0 <= p <= 1 for p in (crop, expand, flip, vertical_flip, photometric)):
-        raise ConfigError("augmentation ssd: shares must be from 0 to 1, crop + expand at most 1")
-    if not (0 < area[0] <= area[1] <= 1 and 0 < ratio[0] <= ratio[1] and most >= 1 and covered):
-        raise ConfigError("augmentation ssd: needs 0 < area <= 1, 0 < ratio, most >= 1 and some covered")
-    if not all(0 <= share <= 1 for share in covered):
-        raise ConfigError("augmentation ssd: covered must be shares from 0 to 1")
-    fill = preprocess.fill
     from mnv2det.data.warps import Pipeline, Window
 
     window = Window(
@@ -68,38 +66,34 @@ def ssd(
         ratio=ratio,
         covered=covered,
         most=most,
-        fill=fill,
+        fill=preprocess.fill,
     )
     return Pipeline(window, flip=flip, vertical_flip=vertical_flip, photometric=photometric)
 
 
-@AUGMENTATIONS.register("inception")
+@AUGMENTATIONS.register("inception", check=lambda args: check_order(args, "area", "ratio"))
 def inception(
     preprocess: Preprocess,
     *,
-    area: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (0.75, 1.333),
-    flip: float = 0.5,
-    vertical_flip: float = 0.0,
-    photometric: float = 0.8,
+    area: tuple[PositiveShare, PositiveShare] = (0.08, 1.0),
+    ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.333),
+    flip: Share = 0.5,
+    vertical_flip: Share = 0.0,
+    photometric: Share = 0.8,
 ) -> Transform:
-    """The augmentation for classes of pictures (Szegedy et al. 2014, section 6): a crop of any size, stretched.
+    """The augmentation for classes of whole pictures (Szegedy et al. 2014, section 6): a crop of any size, stretched.
 
     Args:
-        preprocess: Of the model.
-        area: Of the crop, relative to the image.
-        ratio: Of the crop, width / height.
-        flip: As in `ssd`, as are the others.
-        vertical_flip: Likewise.
-        photometric: Likewise.
+        preprocess: The model's; gives the size of the output.
+        area: Smallest and largest area of a crop, relative to the image.
+        ratio: Smallest and largest width / height of a crop.
+        flip: Share of images that are mirrored left-right.
+        vertical_flip: Share of images that are mirrored top-bottom.
+        photometric: Share of images whose brightness, contrast, saturation and hue change.
 
-    Raises:
-        ConfigError: A share or range is out of order.
+    Returns:
+        A function of (sample, seed).
     """
-    if not all(0 <= p <= 1 for p in (flip, vertical_flip, photometric)):
-        raise ConfigError("augmentation inception: shares must be from 0 to 1")
-    if not (0 < area[0] <= area[1] <= 1 and 0 < ratio[0] <= ratio[1]):
-        raise ConfigError("augmentation inception: needs 0 < area <= 1 and 0 < ratio")
     from mnv2det.data.warps import Pipeline, Window
 
     window = Window(
@@ -117,12 +111,12 @@ def inception(
 
 @AUGMENTATIONS.register("none")
 def none(preprocess: Preprocess) -> Transform:
-    """Brings the image to the input size as evaluation does, and changes nothing else."""
+    """No augmentation: brings the image to the input size as evaluation does."""
     return functools.partial(_fitted, preprocess=preprocess)
 
 
 def _fitted(sample: Sample, seed: int, *, preprocess: Preprocess) -> tuple[NDArray[np.uint8], Arrays]:
-    """A transform in which nothing is random; what of a picture lies beyond the input is cut off."""
+    """The transform of `none`; the seed is not used. A picture that may not be scaled is cut to the input's size."""
     height, width = preprocess.input_size
     if preprocess.fit == "pad":
         sample = Sample(sample.image[:height, :width], _cut(sample.target, (height, width)), sample.image_id)
@@ -136,6 +130,7 @@ def _fitted(sample: Sample, seed: int, *, preprocess: Preprocess) -> tuple[NDArr
 
 
 def _cut(target: Arrays, size: tuple[int, int]) -> Arrays:
+    """The target of a picture that is cut at the right and bottom to (H, W)."""
     cut = dict(target)
     if "boxes" in cut:
         boxes = cut["boxes"].clip(0, np.tile(size[::-1], 2)).astype(np.float32)

@@ -1,7 +1,7 @@
 """Random geometry and colours for training: the only file that knows albumentations.
 
-Everything is linear in the image plane, so crop, expand and resize are one warp straight to the
-network's input size: a photograph is never resampled twice, nor processed at full size.
+Crop, expansion and resizing are linear maps of the image plane, so that one warp does all of them, straight to the
+network's input size: a photograph is neither resampled twice nor processed at full size.
 """
 
 from __future__ import annotations
@@ -16,14 +16,22 @@ from numpy.typing import NDArray
 from mnv2det.data.dataset import Arrays
 from mnv2det.structures import IGNORE, Sample
 
-TRIES = 10  # as mmsegmentation draws a crop again
+TRIES = 10  # crops drawn for `cat_max`, as in mmsegmentation
 
 
 class Warp(A.DualTransform):
-    """Shows a part of the image: a subclass draws a relative ``window`` (x1, y1, x2, y2) and warps the image to it."""
+    """Base of transforms that show a window of the image.
+
+    A subclass chooses the parameter ``window``, (x1, y1, x2, y2) relative to the image, and warps pictures and masks
+    to it.
+    """
 
     def apply_to_bboxes(self, bboxes: NDArray[Any], window: NDArray[np.float64], **params: Any) -> NDArray[Any]:
-        """Relative boxes, cut to the window; columns 4 and 5 are label and ignore."""
+        """Moves relative boxes (N, 6) into the window and cuts them off at its edge.
+
+        Columns 4 and 5 are label and ignore. A box whose centre lies outside the window becomes ``ignore``; one that
+        lies outside altogether is dropped.
+        """
         moved = bboxes.copy()
         moved[:, :4] = (bboxes[:, :4] - np.tile(window[:2], 2)) / np.tile(window[2:] - window[:2], 2)
         center = (moved[:, :2] + moved[:, 2:4]) / 2
@@ -33,11 +41,21 @@ class Warp(A.DualTransform):
 
 
 class Window(Warp):
-    """Shows a window of the image, which may reach beyond it, at the output size.
+    """Shows a random window of the image, which may reach beyond it, at the output size.
 
-    The window is SSD's random crop (TensorFlow's ssd_random_crop: area and aspect ratio at random,
-    some object covered by at least one of ``covered``) or its expansion, or the whole image. An
-    object whose centre falls outside becomes ``ignore``: its anchors are no background either.
+    The window is SSD's random crop (TensorFlow's ssd_random_crop: area and aspect ratio at random, with some object
+    covered by at least a share drawn from ``covered``), or SSD's expansion, or the whole image. An object whose
+    centre falls outside becomes ``ignore``, so that its anchors are not trained as background.
+
+    Args:
+        size: (H, W) of the output.
+        crop: Share of images that are cropped.
+        expand: Share of images that are shrunk into a larger canvas.
+        area: Smallest and largest area of a crop, relative to the image.
+        ratio: Smallest and largest width / height of a crop.
+        covered: Shares of an object that a crop must show; one is drawn per image.
+        most: Largest side of the canvas of an expansion, relative to the image.
+        fill: RGB beyond the image.
     """
 
     def __init__(
@@ -59,16 +77,17 @@ class Window(Warp):
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         """Chooses the window: x1, y1, x2, y2 relative to the image."""
         rng = self.random_generator
-        dice = rng.random()
-        if dice < self.crop:
+        draw = rng.random()
+        if draw < self.crop:
             return {"window": self._crop(rng, params["shape"], np.asarray(data.get("bboxes", np.zeros((0, 6)))))}
-        if dice < self.crop + self.expand:
+        if draw < self.crop + self.expand:
             factor = rng.uniform(1, self.most)
             corner = -rng.random(2) * (factor - 1)
             return {"window": np.array([*corner, *(corner + factor)])}
         return {"window": np.array([0.0, 0.0, 1.0, 1.0])}
 
     def _crop(self, rng: np.random.Generator, shape: tuple[int, ...], boxes: NDArray[Any]) -> NDArray[np.float64]:
+        """The first of 50 random windows that shows enough of some object, else the whole image."""
         tries = 50
         least = rng.choice(self.covered)
         area = rng.uniform(*self.area, tries)
@@ -83,8 +102,8 @@ class Window(Warp):
             high = np.minimum(windows[:, None, 2:], objects[None, :, 2:])
             share = np.clip(high - low, 0, None).prod(axis=2) / (objects[:, 2:] - objects[:, :2]).prod(axis=1)
             center = (objects[:, :2] + objects[:, 2:]) / 2
-            seen = ((center > windows[:, None, :2]) & (center < windows[:, None, 2:])).all(axis=2)
-            fits &= (seen & (share >= least)).any(axis=1)
+            inside = ((center > windows[:, None, :2]) & (center < windows[:, None, 2:])).all(axis=2)
+            fits &= (inside & (share >= least)).any(axis=1)
         chosen = np.flatnonzero(fits)
         return windows[chosen[0]] if len(chosen) else np.array([0.0, 0.0, 1.0, 1.0])
 
@@ -93,7 +112,7 @@ class Window(Warp):
         if (window == (0, 0, 1, 1)).all() and flags != cv2.INTER_NEAREST:
             return cv2.resize(picture, self.size[::-1], interpolation=flags)
         scale = np.array(self.size[::-1]) / ((window[2:] - window[:2]) * (width, height))
-        # pixel centres lie at .5
+        # a pixel's centre lies at .5
         shift = (0.5 - window[:2] * (width, height)) * scale - 0.5
         matrix = np.array([[scale[0], 0, shift[0]], [0, scale[1], shift[1]]])
         return cv2.warpAffine(
@@ -101,18 +120,25 @@ class Window(Warp):
         )
 
     def apply(self, img: NDArray[Any], window: NDArray[np.float64], **params: Any) -> NDArray[Any]:
-        """The image, bilinear; beyond its border the mean colour."""
+        """Warps the image, bilinear; beyond its border lies the fill colour."""
         return self._warp(img, window, cv2.INTER_LINEAR, self.fill)
 
     def apply_to_mask(self, mask: NDArray[Any], window: NDArray[np.float64], **params: Any) -> NDArray[Any]:
-        """The mask, nearest; beyond its border 255."""
+        """Warps the mask, nearest neighbour; beyond its border lies 255."""
         return self._warp(mask, window, cv2.INTER_NEAREST, IGNORE)
 
 
 class ScaledCrop(Warp):
-    """A window of the output's own proportions, at whole pixels of the scaled picture.
+    """Scales the picture with its ratio kept, and crops it at whole pixels.
 
-    Where the scaled picture is the smaller one, the window reaches beyond its right and bottom.
+    Where the scaled picture is smaller than the output, the window reaches beyond its right and bottom.
+
+    Args:
+        size: (H, W) of the output.
+        scales: One of them is drawn; of a tuple, any scale between the two.
+        base: Pixels of the picture's longer side at scale 1; None leaves its own.
+        cat_max: See `deeplab`.
+        fill: RGB beyond the picture.
     """
 
     def __init__(
@@ -136,7 +162,7 @@ class ScaledCrop(Warp):
         corner = rng.integers(0, free + 1)
         if self.cat_max is not None and "mask" in data:
             for _ in range(TRIES):
-                # every fourth row and column tell enough
+                # every fourth row and column suffices to count classes
                 rows, columns = self._pixels(data["mask"].shape, scale, corner)
                 if _largest_share(data["mask"][rows[::4]][:, columns[::4]]) <= self.cat_max:
                     break
@@ -145,7 +171,7 @@ class ScaledCrop(Warp):
         return {"scale": scale, "corner": corner, "window": window[[1, 0, 3, 2]]}
 
     def apply(self, img: NDArray[Any], scale: float, corner: NDArray[Any], **params: Any) -> NDArray[Any]:
-        """The image, bilinear; beyond its border the mean colour."""
+        """Warps the image, bilinear; beyond its border lies the fill colour."""
         y, x = 0.5 * scale - 0.5 - corner  # pixel centres lie at .5
         matrix = np.array([[scale, 0, x], [0, scale, y]])
         shown = cv2.warpAffine(img, matrix, self.size[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -154,24 +180,27 @@ class ScaledCrop(Warp):
         return shown
 
     def apply_to_mask(self, mask: NDArray[Any], scale: float, corner: NDArray[Any], **params: Any) -> NDArray[Any]:
-        """The mask, nearest; beyond its border 255."""
+        """Warps the mask, nearest neighbour; beyond its border lies 255."""
         rows, columns = self._pixels(mask.shape, scale, corner)
         shown = np.full(self.size, IGNORE, np.uint8)
         shown[: len(rows), : len(columns)] = mask[rows][:, columns]
         return shown
 
     def _pixels(self, shape: tuple[int, ...], scale: float, corner: NDArray[Any]) -> list[NDArray[np.int64]]:
-        """Rows and columns of the picture in which the centres of the output's pixels lie, as far as they do."""
-        found = []
+        """The picture's row (column) in which the centre of each row (column) of the output lies.
+
+        Rows and columns of the output that lie beyond the picture are left out.
+        """
+        pixels = []
         for count, start, end in zip(self.size, corner, shape, strict=False):
-            # a centre between two pixels belongs to the later one, whatever the rounding
-            places = np.floor((np.arange(count) + 0.5 + start) / scale + 1e-6).astype(np.int64)
-            found.append(places[places < end])
-        return found
+            # a centre on the edge of two pixels belongs to the later one, however the division is rounded
+            positions = np.floor((np.arange(count) + 0.5 + start) / scale + 1e-6).astype(np.int64)
+            pixels.append(positions[positions < end])
+        return pixels
 
 
 def _largest_share(mask: NDArray[Any]) -> float:
-    """Of the labelled pixels, those of the most frequent class; 1 where none is labelled."""
+    """The share of the labelled pixels that have the most frequent class; 1 where none is labelled."""
     counts = np.bincount(mask.ravel(), minlength=IGNORE)[:IGNORE]
     return float(counts.max() / counts.sum()) if counts.any() else 1.0
 
@@ -181,9 +210,9 @@ class Pipeline:
 
     Args:
         warp: Gives the output its size.
-        flip: Share of images mirrored left-right.
-        vertical_flip: Share mirrored top-bottom.
-        photometric: Share whose brightness, contrast, saturation and hue change.
+        flip: Share of images that are mirrored left-right.
+        vertical_flip: Share of images that are mirrored top-bottom.
+        photometric: Share of images whose brightness, contrast, saturation and hue change.
     """
 
     def __init__(self, warp: Warp, *, flip: float, vertical_flip: float = 0.0, photometric: float) -> None:
@@ -192,22 +221,22 @@ class Pipeline:
         self.compose = A.Compose([warp, *steps], bbox_params=A.BboxParams("albumentations", clip=True))
 
     def __call__(self, sample: Sample, seed: int) -> tuple[NDArray[np.uint8], Arrays]:
-        """The changed image, uint8 (H, W, 3), and its target; the same for the same seed."""
+        """Gives the changed image, uint8 (H, W, 3), and its target; the same for the same seed."""
         self.compose.set_random_seed(seed)
         target = dict(sample.target)
         height, width = sample.image.shape[:2]
-        given: dict[str, Any] = {"image": sample.image, "bboxes": np.zeros((0, 6))}
+        inputs: dict[str, Any] = {"image": sample.image, "bboxes": np.zeros((0, 6))}
         if "boxes" in target:
             corners = target["boxes"] / np.array([width, height] * 2, np.float64)
-            given["bboxes"] = np.column_stack([corners, target["labels"], target["ignore"]])
+            inputs["bboxes"] = np.column_stack([corners, target["labels"], target["ignore"]])
         if "mask" in target:
-            given["mask"] = target["mask"]
-        result = self.compose(**given)
+            inputs["mask"] = target["mask"]
+        result = self.compose(**inputs)
         image = result["image"]
         if "boxes" in target:
-            found = np.asarray(result["bboxes"], np.float64).reshape(-1, 6)
-            target["boxes"] = (found[:, :4] * np.array(image.shape[1::-1] * 2)).astype(np.float32)
-            target["labels"], target["ignore"] = found[:, 4].astype(np.int64), found[:, 5] > 0
+            boxes = np.asarray(result["bboxes"], np.float64).reshape(-1, 6)
+            target["boxes"] = (boxes[:, :4] * np.array(image.shape[1::-1] * 2)).astype(np.float32)
+            target["labels"], target["ignore"] = boxes[:, 4].astype(np.int64), boxes[:, 5] > 0
             target.pop("area", None)
         if "mask" in target:
             target["mask"] = result["mask"]

@@ -14,36 +14,45 @@ from mnv2det.errors import ConfigError, near
 from mnv2det.evaluation.evaluator import Evaluator
 from mnv2det.models.build import from_config
 from mnv2det.models.model import Model
-from mnv2det.registry import AUGMENTATIONS, BACKBONES, DATASETS, EVALUATORS, HEADS, OPTIMIZERS, SCHEDULES, Registry
+from mnv2det.registry import (
+    AUGMENTATIONS,
+    BACKBONES,
+    DATASETS,
+    EVALUATORS,
+    HEADS,
+    OPTIMIZERS,
+    SCHEDULES,
+    ComponentArgs,
+    Registry,
+    bind_all,
+)
 
 # the argument by which a data set is held to a class list
 NAMES = {"labels": "names", "label": "names", "mask": "mask_names"}
 
 
 def check(config: Config) -> None:
-    """Checks every component's name and arguments.
+    """Checks every component's name and arguments; reads no data and no weights.
 
     Raises:
         ConfigError: All problems in one line.
     """
-    parts: list[tuple[Registry[Any], Component, str]] = [
-        (BACKBONES, config.model.backbone, "model.backbone"),
-        (DATASETS, config.data.train, "data.train"),
-        (DATASETS, config.data.val, "data.val"),
-        (AUGMENTATIONS, config.data.augment, "data.augment"),
-        (OPTIMIZERS, config.optim.optimizer, "optim.optimizer"),
-        (SCHEDULES, config.optim.schedule, "optim.schedule"),
+    inherits = config.model.weights is not None
+    components: list[tuple[Registry[Any], Component, str, bool]] = [
+        (BACKBONES, config.model.backbone, "model.backbone", inherits),
+        (DATASETS, config.data.train, "data.train", False),
+        (DATASETS, config.data.val, "data.val", False),
+        (AUGMENTATIONS, config.data.augment, "data.augment", False),
+        (OPTIMIZERS, config.optim.optimizer, "optim.optimizer", False),
+        (SCHEDULES, config.optim.schedule, "optim.schedule", False),
     ]
     for name, task in config.tasks.items():
-        parts += [(HEADS, task.head, f"tasks.{name}.head"), (EVALUATORS, task.evaluator, f"tasks.{name}.evaluator")]
-    problems: list[str] = []
-    for registry, part, place in parts:
-        try:
-            problems += registry.bind(part.name, part.args, place=place)[1]
-        except ConfigError as error:
-            problems.append(str(error))
-    if problems:
-        raise ConfigError("; ".join(problems))
+        components.append((HEADS, task.head, f"tasks.{name}.head", inherits))
+        components.append((EVALUATORS, task.evaluator, f"tasks.{name}.evaluator", False))
+    bind_all(
+        ComponentArgs(registry, component.name, component.args, place, partial)
+        for registry, component, place, partial in components
+    )
 
 
 def build_dataset(config: Config, split: str, classes: Mapping[str, Sequence[str]] | None = None) -> Dataset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,15 +12,26 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mnv2det.config import OptimConfig
 from mnv2det.errors import ConfigError
+from mnv2det.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, PositiveShare, Share, ShareBelowOne
 from mnv2det.registry import OPTIMIZERS, SCHEDULES
 
 Groups = list[dict[str, Any]]
 Factor = Callable[[int], float]
 
 
-@OPTIMIZERS.register("sgd")
+def _check_sgd(args: Mapping[str, Any]) -> Iterator[str]:
+    if args["nesterov"] and args["momentum"] == 0:
+        yield "nesterov: expected a momentum above 0 beside it"
+
+
+@OPTIMIZERS.register("sgd", check=_check_sgd)
 def sgd(
-    groups: Groups, *, lr: float, momentum: float = 0.9, nesterov: bool = False, weight_decay: float = 4e-5
+    groups: Groups,
+    *,
+    lr: NonNegativeFloat,
+    momentum: ShareBelowOne = 0.9,
+    nesterov: bool = False,
+    weight_decay: NonNegativeFloat = 4e-5,
 ) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum."""
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
@@ -30,11 +41,11 @@ def sgd(
 def rmsprop(
     groups: Groups,
     *,
-    lr: float,
-    alpha: float = 0.9,
-    momentum: float = 0.9,
-    eps: float = 1.0,
-    weight_decay: float = 4e-5,
+    lr: NonNegativeFloat,
+    alpha: ShareBelowOne = 0.9,
+    momentum: ShareBelowOne = 0.9,
+    eps: PositiveFloat = 1.0,
+    weight_decay: NonNegativeFloat = 4e-5,
 ) -> torch.optim.Optimizer:
     """RMSprop as the authors used it (paper, section 6.1: decay and momentum .9).
 
@@ -44,7 +55,7 @@ def rmsprop(
 
 
 @OPTIMIZERS.register("adamw")
-def adamw(groups: Groups, *, lr: float, weight_decay: float = 0.01) -> torch.optim.Optimizer:
+def adamw(groups: Groups, *, lr: NonNegativeFloat, weight_decay: NonNegativeFloat = 0.01) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay."""
     return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
 
@@ -56,28 +67,28 @@ def constant(steps: int) -> Factor:
 
 
 @SCHEDULES.register("cosine")
-def cosine(steps: int, *, final: float = 0.0) -> Factor:
+def cosine(steps: int, *, final: Share = 0.0) -> Factor:
     """Half a cosine from 1 down to ``final``."""
     return lambda step: final + (1 - final) * (1 + math.cos(math.pi * min(step / steps, 1))) / 2
 
 
 @SCHEDULES.register("step")
-def step(steps: int, *, at: tuple[float, ...] = (0.67, 0.89), gamma: float = 0.1) -> Factor:
+def step(steps: int, *, at: tuple[Share, ...] = (0.67, 0.89), gamma: PositiveShare = 0.1) -> Factor:
     """Times ``gamma`` at each share ``at`` of the run."""
     return lambda now: gamma ** sum(now >= share * steps for share in at)
 
 
 @SCHEDULES.register("poly")
-def poly(steps: int, *, power: float = 0.9) -> Factor:
+def poly(steps: int, *, power: NonNegativeFloat = 0.9) -> Factor:
     """``(1 - progress) ** power`` (docs/recipes.md)."""
     return lambda now: max(1 - now / steps, 0.0) ** power
 
 
 @SCHEDULES.register("exponential")
-def exponential(steps: int, *, gamma: float = 0.98, every: int = 1000, staircase: bool = True) -> Factor:
+def exponential(
+    steps: int, *, gamma: PositiveShare = 0.98, every: PositiveInt = 1000, staircase: bool = True
+) -> Factor:
     """Times ``gamma`` every ``every`` steps (paper, section 6.1: .98 per epoch)."""
-    if every < 1:
-        raise ConfigError("schedule exponential: every must be at least 1")
     return lambda now: gamma ** (now // every if staircase else now / every)
 
 

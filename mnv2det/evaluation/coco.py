@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mnv2det.errors import ConfigError, DataError, TrainingError, near
 from mnv2det.evaluation.evaluator import Evaluator, Truth
+from mnv2det.ranges import PositiveInt
 from mnv2det.registry import EVALUATORS
 from mnv2det.structures import Detections, Result
 
@@ -137,7 +138,13 @@ class BoxEvaluator(Evaluator):
         return truths, Found(image("labels"), column("labels", np.int64), boxes, column("scores", np.float64))
 
 
-@EVALUATORS.register("coco")
+def _check(args: Mapping[str, Any]) -> Iterator[str]:
+    first, second, third = args["max_detections"]
+    if not first < second < third:
+        yield f"max_detections: expected three increasing counts, got {[first, second, third]}"
+
+
+@EVALUATORS.register("coco", check=_check)
 class CocoAP(BoxEvaluator):
     """The 12 COCO metrics, ``AP AP50 AP75 AP_small ... AR_large``, and ``AP/<class>``.
 
@@ -155,10 +162,9 @@ class CocoAP(BoxEvaluator):
         *,
         classes: Sequence[str],
         backend: Backend = "faster_coco_eval",
-        max_detections: tuple[int, int, int] = (1, 10, 100),
+        max_detections: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 10, 100),
     ) -> None:
         super().__init__(classes=classes)
-        _check_settings(backend, max_detections)
         self.backend: Backend = backend
         self.max_detections = max_detections
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mnv2det.errors import ConfigError, near
 from mnv2det.evaluation.coco import BoxEvaluator, Found, Truths
+from mnv2det.ranges import PositiveShare
 from mnv2det.registry import EVALUATORS
 
 Style = Literal["area", "11point"]
@@ -31,9 +32,8 @@ class VocAP(BoxEvaluator):
 
     main = "AP50"
 
-    def __init__(self, *, classes: Sequence[str], style: Style = "area", iou: float = 0.5) -> None:
+    def __init__(self, *, classes: Sequence[str], style: Style = "area", iou: PositiveShare = 0.5) -> None:
         super().__init__(classes=classes)
-        _check_settings(style, iou)
         self.style: Style = style
         self.iou = iou
         self.main = metric_name(iou)

@@ -13,7 +13,7 @@ from mnv2det.errors import ConfigError, WeightsError
 from mnv2det.models.loading import head_source, load_into, open_weights
 from mnv2det.models.model import Model
 from mnv2det.models.weight_file import Header, plain, read_weights
-from mnv2det.registry import BACKBONES, HEADS
+from mnv2det.registry import BACKBONES, HEADS, ComponentArgs, bind_all
 from mnv2det.structures import Preprocess
 
 
@@ -49,23 +49,23 @@ def assemble(
     Raises:
         ConfigError: A component or argument is wrong; all problems in one message.
     """
-    problems = list(BACKBONES.bind(backbone["name"], backbone["args"], place="model.backbone")[1])
-    for task, head in heads.items():
-        problems += HEADS.bind(head["name"], head["args"], place=f"tasks.{task}.head")[1]
-    if problems:
-        raise ConfigError("; ".join(problems))
-    trunk = BACKBONES.build(backbone["name"], backbone["args"], place="model.backbone")
+    backbone_args, *args_of_heads = bind_all(
+        [
+            ComponentArgs(BACKBONES, backbone["name"], backbone["args"], "model.backbone"),
+            *(ComponentArgs(HEADS, head["name"], head["args"], f"tasks.{task}.head") for task, head in heads.items()),
+        ]
+    )
+    trunk = BACKBONES.get(backbone["name"])(**backbone_args)
+    head_specs = {
+        task: {"name": head["name"], "args": args}
+        for (task, head), args in zip(heads.items(), args_of_heads, strict=True)
+    }
     built = {
-        task: HEADS.build(
-            head["name"], head["args"], trunk.features, place=f"tasks.{task}.head", classes=len(classes[task])
-        )
-        for task, head in heads.items()
+        task: HEADS.get(spec["name"])(trunk.features, classes=len(classes[task]), **spec["args"])
+        for task, spec in head_specs.items()
     }
     # with every default spelled out, so that weight files outlive a changed one
-    spec = {
-        "backbone": {"name": backbone["name"], "args": BACKBONES.complete(backbone["name"], backbone["args"])},
-        "heads": {task: {"name": h["name"], "args": HEADS.complete(h["name"], h["args"])} for task, h in heads.items()},
-    }
+    spec = {"backbone": {"name": backbone["name"], "args": backbone_args}, "heads": head_specs}
     return Model(trunk, built, preprocess=preprocess, classes=classes, spec=spec)
 
 
@@ -88,7 +88,7 @@ def from_config(
     tensors, header = open_weights(model.weights) if model.weights else ({}, None)
     backbone: dict[str, Any] = {"name": model.backbone.name, "args": dict(model.backbone.args)}
     inherited_fit: list[str] = []
-    mean, std, fit = model.mean, model.std, model.fit.value if model.fit else None
+    mean, std, fit = model.mean, model.std, model.fit
     if header is not None:
         if not header.trainable:
             raise WeightsError(
@@ -109,7 +109,7 @@ def from_config(
         (model.input_size[0], model.input_size[1]),
         tuple(mean or Preprocess.mean),  # type: ignore[arg-type]
         tuple(std or Preprocess.std),  # type: ignore[arg-type]
-        fit or Preprocess.fit,  # type: ignore[arg-type]
+        fit or Preprocess.fit,
     )
     heads = {}
     for task, part in tasks.items():

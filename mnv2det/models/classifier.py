@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mnv2det.errors import ConfigError
 from mnv2det.models.head import ClassRows, Head
 from mnv2det.models.layers import init_weights
+from mnv2det.ranges import ShareBelowOne
 from mnv2det.registry import HEADS
 from mnv2det.structures import FeatureInfo, Frame, Scores, Target
 
@@ -36,12 +36,10 @@ class Classifier(Head):
         features: Mapping[str, FeatureInfo],
         *,
         classes: int,
-        dropout: float = 0.2,
-        label_smoothing: float = 0.1,
+        dropout: ShareBelowOne = 0.2,
+        label_smoothing: ShareBelowOne = 0.1,
     ) -> None:
         super().__init__()
-        if not 0 <= dropout < 1 or not 0 <= label_smoothing < 1:
-            raise ConfigError("classifier: dropout and label_smoothing must be from 0 to below 1")
         self.label_smoothing = label_smoothing
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(features["last"].channels, classes)

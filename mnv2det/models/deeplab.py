@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from mnv2det.errors import ConfigError
 from mnv2det.models.head import ClassRows, Dense
 from mnv2det.models.layers import Conv, ConvNorm, init_weights
 from mnv2det.ops.maps import enlarge, label_enlarged, sample
+from mnv2det.ranges import NonNegativeFloat, NormEpsilon, PositiveInt, PositiveShare, Share, ShareBelowOne
 from mnv2det.registry import HEADS
 from mnv2det.structures import IGNORE, FeatureInfo, Frame, Segmentation, Target
 
@@ -21,7 +21,12 @@ DETAIL_CHANNELS = 64
 RATES = (6, 12, 18)  # of ASPP at output stride 16
 
 
-@HEADS.register("mobile_deeplab")
+def _check(args: Mapping[str, Any]) -> Iterator[str]:
+    if args["class_weights"] is not None and not any(args["class_weights"]):
+        yield "class_weights: expected some above 0, all are 0"
+
+
+@HEADS.register("mobile_deeplab", check=_check)
 class MobileDeepLab(Dense):
     """Image pooling beside a 1x1 convolution (and ASPP), joined; no decoder.
 
@@ -49,7 +54,7 @@ class MobileDeepLab(Dense):
         norm_momentum: Of batch norm.
 
     Raises:
-        ConfigError: A value is out of its range.
+        ConfigError: There are more classes than a mask has values for, or not as many as ``class_weights``.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("mask",)
@@ -63,20 +68,26 @@ class MobileDeepLab(Dense):
         *,
         classes: int,
         tap: str = "block17",
-        channels: int = 256,
+        channels: PositiveInt = 256,
         aspp: bool = False,
         detail_tap: str | None = None,
-        dropout: float = 0.1,
-        loss_stride: int = 1,
-        auxiliary: float = 0.0,
+        dropout: ShareBelowOne = 0.1,
+        loss_stride: PositiveInt = 1,
+        auxiliary: NonNegativeFloat = 0.0,
         auxiliary_tap: str = "block13",
-        class_weights: tuple[float, ...] | None = None,
-        hardest: float = 1.0,
-        norm_eps: float = 1e-5,
-        norm_momentum: float = 0.03,
+        class_weights: tuple[NonNegativeFloat, ...] | None = None,
+        hardest: PositiveShare = 1.0,
+        norm_eps: NormEpsilon = 1e-5,
+        norm_momentum: Share = 0.03,
     ) -> None:
         super().__init__()
-        _check(classes, channels, dropout, loss_stride, auxiliary, class_weights, hardest)
+        if not 1 <= classes <= IGNORE:
+            raise ConfigError(f"mobile_deeplab: 1 to {IGNORE} classes fit a mask, got {classes}")
+        if class_weights is not None and len(class_weights) != classes:
+            raise ConfigError(
+                f"mobile_deeplab: class_weights: expected a number for each of {classes} classes,"
+                f" got {len(class_weights)}"
+            )
         self.tap, self.auxiliary_tap, self.auxiliary, self.hardest = tap, auxiliary_tap, auxiliary, hardest
         self.loss_stride, self.detail_tap = loss_stride, detail_tap
         self.taps = ("image", tap, *([auxiliary_tap] if auxiliary else []), *([detail_tap] if detail_tap else []))
@@ -195,29 +206,3 @@ def _weigh(weights: Tensor, masks: Tensor) -> Tensor:
     """Sum of the weights of all labelled pixels."""
     counts = torch.bincount(masks.flatten(), minlength=IGNORE + 1)[: len(weights)]
     return (counts * weights).sum()
-
-
-def _check(
-    classes: int,
-    channels: int,
-    dropout: float,
-    loss_stride: int,
-    auxiliary: float,
-    class_weights: tuple[float, ...] | None,
-    hardest: float,
-) -> None:
-    if not 1 <= classes <= IGNORE:
-        raise ConfigError(f"mobile_deeplab: 1 to {IGNORE} classes fit a mask, got {classes}")
-    if channels < 1 or loss_stride < 1 or not 0 <= dropout < 1 or auxiliary < 0 or not 0 < hardest <= 1:
-        raise ConfigError(
-            "mobile_deeplab: needs channels and loss_stride >= 1, 0 <= dropout < 1, auxiliary >= 0, 0 < hardest <= 1"
-        )
-    if class_weights is not None and (
-        len(class_weights) != classes
-        or not all(math.isfinite(weight) and weight >= 0 for weight in class_weights)
-        or not any(class_weights)
-    ):
-        raise ConfigError(
-            f"mobile_deeplab: class_weights: expected {classes} numbers of at least 0, not all 0,"
-            f" got {list(class_weights)[:30]}"
-        )

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mnv2det.errors import ConfigError
 from mnv2det.models.depthwise import learn_depthwise, learns_in_bf16
 from mnv2det.ops.padding import same_padding
 
@@ -28,16 +27,6 @@ def make_divisible(value: float, divisor: int = 8) -> int:
     """
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
-
-
-def check_width(width: float) -> None:
-    """Refuses a width multiplier that makes no network.
-
-    Raises:
-        ConfigError: It is not positive, or above 10.
-    """
-    if not 0 < width <= 10:
-        raise ConfigError(f"backbone width: expected a number above 0 and at most 10, got {width}")
 
 
 class Conv(nn.Conv2d):

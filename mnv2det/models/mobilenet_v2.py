@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 
-from mnv2det.errors import ConfigError, WeightsError
+from mnv2det.errors import WeightsError
 from mnv2det.models.backbone import Backbone, Features, collect, split_tap
 from mnv2det.models.layers import (
     Activation,
     ConvNorm,
     InvertedResidual,
     Padding,
-    check_width,
     init_weights,
     make_divisible,
     subsample,
 )
+from mnv2det.ranges import NormEpsilon, Share, Width
 from mnv2det.registry import BACKBONES
 from mnv2det.structures import FeatureInfo
 
@@ -26,7 +27,12 @@ from mnv2det.structures import FeatureInfo
 TABLE_2 = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
 
-@BACKBONES.register("mobilenet_v2")
+def _check(args: Mapping[str, Any]) -> Iterator[str]:
+    if args["shortcut"] == "expansion" and args["expansion"] == 1:
+        yield "shortcut: with expansion 1 there are no expanded tensors to join"
+
+
+@BACKBONES.register("mobilenet_v2", check=_check)
 class MobileNetV2(Backbone):
     """Stem, 17 inverted residuals and the last 1x1 convolution.
 
@@ -49,30 +55,22 @@ class MobileNetV2(Backbone):
         bottleneck_act: Behind the projection, before the shortcut's sum; the paper's bottlenecks are linear.
         shortcut: What it joins: ``bottleneck``, the thin ends; ``expansion``, the expanded tensors of
             consecutive blocks, in the same places; ``none``.
-
-    Raises:
-        ConfigError: ``width`` or ``expansion`` is out of its range.
     """
 
     def __init__(
         self,
         *,
-        width: float = 1.0,
+        width: Width = 1.0,
         output_stride: Literal[8, 16, 32] = 32,
         padding: Padding = "symmetric",
-        norm_eps: float = 1e-3,
-        norm_momentum: float = 0.03,
-        expansion: int = 6,
+        norm_eps: NormEpsilon = 1e-3,
+        norm_momentum: Share = 0.03,
+        expansion: Annotated[int, Field(ge=1, le=20)] = 6,
         act: Activation = "relu6",
         bottleneck_act: Activation = "none",
         shortcut: Literal["bottleneck", "expansion", "none"] = "bottleneck",
     ) -> None:
         super().__init__()
-        check_width(width)
-        if not 1 <= expansion <= 20:
-            raise ConfigError(f"backbone expansion: expected a number from 1 to 20, got {expansion}")
-        if shortcut == "expansion" and expansion == 1:
-            raise ConfigError("backbone shortcut: with expansion 1 there are no expanded tensors to join")
         self.padding: Padding = padding
         channels = make_divisible(32 * width)
         self.stem = ConvNorm(3, channels, 3, stride=2, pad=padding, act=act, eps=norm_eps, momentum=norm_momentum)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mnv2det.errors import ConfigError
 from mnv2det.models.head import ClassRows, Head
 from mnv2det.models.layers import Conv, ConvNorm, Padding, init_weights
 from mnv2det.ops.anchors import level_shapes, make_anchors
@@ -20,11 +20,32 @@ from mnv2det.ops.boxes import clip_within, decode_within, encode
 from mnv2det.ops.losses import anchor_class_loss, hardest
 from mnv2det.ops.matcher import NEGATIVE, match, pad_targets
 from mnv2det.ops.nms import class_nms
+from mnv2det.ranges import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    NormEpsilon,
+    OpenShare,
+    PositiveFloat,
+    PositiveInt,
+    PositiveShare,
+    Share,
+)
 from mnv2det.registry import HEADS
 from mnv2det.structures import Detections, FeatureInfo, Frame, Target
 
+# (scale, ratio) of each anchor of a level
+AnchorShapes = Annotated[tuple[tuple[PositiveFloat, PositiveFloat], ...], Field(min_length=1)]
 
-@HEADS.register("ssdlite")
+
+def _check(args: Mapping[str, Any]) -> Iterator[str]:
+    if args["min_scale"] > args["max_scale"]:
+        yield f"min_scale: expected at most max_scale, which is {args['max_scale']}, got {args['min_scale']}"
+    levels = len(args["taps"]) + len(args["extras"])
+    if args["anchors"] is not None and len(args["anchors"]) != levels:
+        yield f"anchors: given for {len(args['anchors'])} levels, but taps and extras make {levels}"
+
+
+@HEADS.register("ssdlite", check=_check)
 class SSDLite(Head):
     """Box and class predictors on backbone taps and extra levels.
 
@@ -56,9 +77,6 @@ class SSDLite(Head):
         score_threshold: Detections score above this.
         nms_iou: Overlap at which NMS suppresses.
         max_detections: Most detections of an image.
-
-    Raises:
-        ConfigError: A value is out of its range.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("boxes", "labels")
@@ -73,31 +91,30 @@ class SSDLite(Head):
         features: Mapping[str, FeatureInfo],
         *,
         classes: int,
-        taps: tuple[str, ...] = ("block14.expand/16", "last/32"),
-        extras: tuple[int, ...] = (512, 256, 256, 128),
+        taps: Annotated[tuple[str, ...], Field(min_length=1)] = ("block14.expand/16", "last/32"),
+        extras: tuple[Annotated[int, Field(ge=2)], ...] = (512, 256, 256, 128),
         lite: bool = True,
         padding: Padding = "symmetric",
-        min_scale: float = 0.2,
-        max_scale: float = 0.95,
-        ratios: tuple[float, ...] = (1.0, 2.0, 0.5, 3.0, 1 / 3),
-        lowest: tuple[tuple[float, float], ...] | None = ((0.1, 1.0), (0.2, 2.0), (0.2, 0.5)),
-        anchors: tuple[tuple[tuple[float, float], ...], ...] | None = None,
+        min_scale: PositiveFloat = 0.2,
+        max_scale: PositiveFloat = 0.95,
+        ratios: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1.0, 2.0, 0.5, 3.0, 1 / 3),
+        lowest: AnchorShapes | None = ((0.1, 1.0), (0.2, 2.0), (0.2, 0.5)),
+        anchors: tuple[AnchorShapes, ...] | None = None,
         score: Literal["sigmoid", "softmax"] = "sigmoid",
-        match_iou: float = 0.5,
-        negatives: float = 3.0,
-        min_negatives: int = 3,
-        box_weight: float = 1.0,
-        box_beta: float = 1.0,
-        prior: float | None = 0.01,
-        init_std: float | None = 0.03,
-        norm_eps: float = 1e-3,
-        norm_momentum: float = 0.03,
-        score_threshold: float = 1e-8,
-        nms_iou: float = 0.6,
-        max_detections: int = 100,
+        match_iou: PositiveShare = 0.5,
+        negatives: NonNegativeFloat = 3.0,
+        min_negatives: NonNegativeInt = 3,
+        box_weight: NonNegativeFloat = 1.0,
+        box_beta: NonNegativeFloat = 1.0,
+        prior: OpenShare | None = 0.01,
+        init_std: PositiveFloat | None = 0.03,
+        norm_eps: NormEpsilon = 1e-3,
+        norm_momentum: Share = 0.03,
+        score_threshold: Share = 1e-8,
+        nms_iou: Share = 0.6,
+        max_detections: PositiveInt = 100,
     ) -> None:
         super().__init__()
-        _check(taps, extras, min_scale, max_scale, ratios, lowest, anchors)
         self.taps = ("image", *taps)
         self.classes, self.softmax, self.lite = classes, score == "softmax", lite
         self.private = 1  # logits before the first class's: the background's
@@ -280,8 +297,6 @@ class SSDLite(Head):
 
     @torch.no_grad()
     def _start_from(self, prior: float) -> None:
-        if not 0 < prior < 1:
-            raise ConfigError(f"ssdlite: prior must be between 0 and 1, got {prior}")
         for predictor in self.class_predictors:
             last = _last(predictor)
             assert last.bias is not None
@@ -308,26 +323,3 @@ def _log_softmax(logits: Tensor) -> Tensor:
 def _scores(evidence: Tensor, softmax: bool) -> Tensor:
     """Of log-probabilities or logits, likewise."""
     return torch.from_numpy(np.exp(evidence.numpy())) if softmax else evidence.sigmoid()
-
-
-def _check(
-    taps: Sequence[str],
-    extras: Sequence[int],
-    min_scale: float,
-    max_scale: float,
-    ratios: Sequence[float],
-    lowest: Sequence[tuple[float, float]] | None,
-    anchors: Sequence[Sequence[tuple[float, float]]] | None,
-) -> None:
-    if not taps or any(width < 2 for width in extras):
-        raise ConfigError("ssdlite: needs at least one tap, and extras of at least 2 channels")
-    if not 0 < min_scale <= max_scale or not ratios or min(ratios) <= 0:
-        raise ConfigError("ssdlite: needs 0 < min_scale <= max_scale and positive ratios")
-    if lowest is not None and (not lowest or min(min(shape) for shape in lowest) <= 0):
-        raise ConfigError("ssdlite: lowest needs (scale, ratio) pairs of positive numbers, or null")
-    levels = len(taps) + len(extras)
-    if anchors is not None and len(anchors) != levels:
-        raise ConfigError(f"ssdlite: anchors are given for {len(anchors)} levels, but taps and extras make {levels}")
-    for number, level in enumerate(anchors or ()):
-        if not level or min(min(shape) for shape in level) <= 0:
-            raise ConfigError(f"ssdlite: anchors[{number}] needs (scale, ratio) pairs of positive numbers")

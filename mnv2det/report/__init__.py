@@ -1,1 +1,1 @@
-"""What people look at."""
+"""Pictures for people: results drawn on photographs, and plots."""

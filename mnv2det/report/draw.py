@@ -1,4 +1,4 @@
-"""Boxes and masks on pictures, confusion matrices, and pictures in a grid."""
+"""Draws boxes and masks on pictures, confusion matrices, and grids of pictures; writes picture files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Image = NDArray[np.uint8]
 Color = tuple[int, int, int]
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-SMALLEST_WITH_LEGEND = 96
+SMALLEST_WITH_LEGEND = 96  # pixels of the shorter side
 BLACK, GREY, WHITE = (0, 0, 0), (128, 128, 128), (255, 255, 255)
-RIGHT, WRONG = (30, 90, 180), (200, 50, 30)
-CELL = 36  # pixels of a confusion matrix's field
+RIGHT, WRONG = (30, 90, 180), (200, 50, 30)  # colours of a confusion matrix on its diagonal and elsewhere
+CELL = 36  # side of a confusion matrix's cell, in pixels
 
 
 def color_of(label: int) -> Color:
-    """RGB of a class: neighbouring ids get distant hues, every eight another of three shades."""
+    """RGB of a class. Neighbouring ids get distant hues, and every eight ids the next of three shades."""
     saturation, value = ((0.85, 1.0), (0.5, 1.0), (0.9, 0.65))[label // 8 % 3]
     red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, saturation, value)
     return int(red * 255), int(green * 255), int(blue * 255)
@@ -40,15 +40,15 @@ def draw_boxes(
     scores: NDArray[Any] | None = None,
     text: bool = True,
 ) -> Image:
-    """A copy of the image with boxes on it.
+    """A copy of the image with boxes drawn on it.
 
     Args:
         image: uint8 (H, W, 3), RGB.
         boxes: (N, 4) xyxy in its pixels.
         labels: (N,).
         names: Class names.
-        scores: (N,), written behind the name.
-        text: Whether names are written at all.
+        scores: (N,), written behind the names; None writes names alone.
+        text: Whether names and scores are written.
 
     Returns:
         uint8 (H, W, 3), RGB.
@@ -56,7 +56,7 @@ def draw_boxes(
     canvas = np.ascontiguousarray(image).copy()
     unit = _unit(image)
     size = 0.4 * unit
-    # worst first, so that the best lies on top
+    # the best box comes last, so that it lies on top
     for number in range(len(boxes))[::-1]:
         color = color_of(int(labels[number]))
         x1, y1, x2, y2 = (round(float(value)) for value in boxes[number])
@@ -65,7 +65,7 @@ def draw_boxes(
             continue
         label = names[int(labels[number])] + (f" {float(scores[number]):.2f}" if scores is not None else "")
         (width, height), base = cv2.getTextSize(label, FONT, size, unit)
-        # inside the image, also for a box at its top or right edge
+        # the text stays inside the image even if the box is at its top or right edge
         x, y = max(0, min(x1, image.shape[1] - width)), max(y1, height + base)
         cv2.rectangle(canvas, (x, y - height - base), (x + width, y), color, cv2.FILLED)
         ink = BLACK if sum(color) > 382 else WHITE
@@ -74,7 +74,7 @@ def draw_boxes(
 
 
 def draw_detections(image: Image, found: Detections, names: Sequence[str], *, threshold: float = 0.0) -> Image:
-    """A copy of the image with the detections that score at least ``threshold``."""
+    """A copy of the image with those detections drawn on it that score at least ``threshold``."""
     kept = found.scores >= threshold
     return draw_boxes(
         image,
@@ -88,18 +88,18 @@ def draw_detections(image: Image, found: Detections, names: Sequence[str], *, th
 def draw_mask(
     image: Image, mask: NDArray[Any], names: Sequence[str], *, alpha: float = 0.5, legend: bool = True
 ) -> Image:
-    """A copy of the image with every pixel tinted by its class, in the same size, so that boxes can be drawn on it.
+    """A copy of the image with every pixel tinted in the colour of its class.
 
-    A class 0 called ``background`` is not drawn; the others then have the colours of boxes whose
-    label is one less. Ignored pixels are hatched grey.
+    A class 0 called ``background`` is not drawn; class n then has the colour of boxes with label n - 1, which is the
+    same class. Ignored pixels are hatched grey.
 
     Args:
         image: uint8 (H, W, 3), RGB.
         mask: (H, W) of integers, 0 ... K-1 or 255.
         names: Class names.
         alpha: Weight of the tint, 0 to 1.
-        legend: Whether the upper left says which classes there are and their share of the pixels,
-            largest first, as many as fit; a picture with a side below 96 pixels has no room for it.
+        legend: Whether a legend in the upper left corner lists the classes and their shares of the pixels, largest
+            first, as many as fit. A picture with a side below 96 pixels gets none.
 
     Returns:
         uint8 (H, W, 3), RGB.
@@ -136,14 +136,14 @@ def draw_mask(
 
 
 def title(image: Image, text: str) -> Image:
-    """The image with a line of text above it."""
+    """The image with a bar above it that holds a line of text."""
     bar = np.full((24, image.shape[1], 3), 255, np.uint8)
     cv2.putText(bar, text, (6, 17), FONT, 0.5, BLACK, 1, cv2.LINE_AA)
     return np.vstack([bar, image])
 
 
 def grid(images: Sequence[Image], *, columns: int, gap: int = 4) -> Image:
-    """Images of any size in rows, each put into a cell of the largest's size."""
+    """Puts images into a grid, row by row; all cells have the size that the largest image needs."""
     height = max(image.shape[0] for image in images) + gap
     width = max(image.shape[1] for image in images) + gap
     rows = -(-len(images) // columns)
@@ -155,7 +155,7 @@ def grid(images: Sequence[Image], *, columns: int, gap: int = 4) -> Image:
 
 
 def encode(image: Image, suffix: str) -> bytes:
-    """The picture file's bytes.
+    """The bytes of a picture file.
 
     Args:
         image: uint8 (H, W, 3), RGB.
@@ -167,10 +167,10 @@ def encode(image: Image, suffix: str) -> bytes:
 
 
 def draw_confusion(matrix: NDArray[Any], names: Sequence[str]) -> Image:
-    """A confusion matrix as a table: what share of each true class was taken for which.
+    """Draws a confusion matrix: for each true class, which share of it was predicted as which class.
 
-    Fields are shaded by the share's square root, blue on the diagonal and red elsewhere, and hold
-    the share in percent from half a percent on. The row of a class that does not occur is grey.
+    Cells are shaded by the square root of the share, blue on the diagonal and red elsewhere. Shares of half a percent
+    and more are written into their cells, in percent. The row of a class that does not occur is grey.
 
     Args:
         matrix: (K, K) counts; rows are the truth, columns the prediction.
@@ -187,7 +187,7 @@ def draw_confusion(matrix: NDArray[Any], names: Sequence[str]) -> Image:
         raise DataError(f"a confusion matrix of shape {matrix.shape} does not fit {count} classes")
     total = matrix.sum(axis=1, keepdims=True)
     share = matrix / np.maximum(total, 1)
-    shade = np.sqrt(share)  # or rare confusions would not be seen
+    shade = np.sqrt(share)  # a linear shade would hide rare confusions
     full = np.where(np.eye(count, dtype=np.bool_)[..., None], RIGHT, WRONG)
     shades = np.where(total[..., None] > 0, 255 + shade[..., None] * (full - 255), 220)
     table = shades.astype(np.uint8).repeat(CELL, axis=0).repeat(CELL, axis=1)
@@ -214,8 +214,8 @@ def draw_confusion(matrix: NDArray[Any], names: Sequence[str]) -> Image:
 def palette() -> NDArray[np.uint8]:
     """PASCAL VOC's colour of each mask value, uint8 (256, 3) RGB.
 
-    The bits of a value go to red, green and blue in turn, the lowest to the highest of each
-    (VOClabelcolormap.m).
+    The bits of a value, from the lowest up, become the bits of red, green and blue in turn, from the highest
+    down (VOClabelcolormap.m).
     """
     colors = np.zeros((256, 3), np.uint8)
     value = np.arange(256, dtype=np.uint8)
@@ -225,13 +225,13 @@ def palette() -> NDArray[np.uint8]:
 
 
 def encode_mask(mask: NDArray[Any]) -> bytes:
-    """A palette PNG's bytes: pixels are class ids, shown in the colours of `palette`.
+    """The bytes of a palette PNG, whose pixels are class ids shown in the colours of `palette`.
 
     Args:
         mask: (H, W) of integers, 0 ... 255.
 
     Raises:
-        DataError: It is no such array.
+        DataError: The array is not a mask.
     """
     import PIL.Image
 
@@ -243,24 +243,33 @@ def encode_mask(mask: NDArray[Any]) -> bytes:
 
 
 def _unit(image: Image) -> int:
-    """Thickness of lines in pixels; text is sized by it."""
+    """Thickness of lines in pixels, which also scales the text."""
     return max(1, round(min(image.shape[:2]) / 300))
 
 
 def _bytes(mask: NDArray[Any]) -> Image:
-    """The mask as uint8 (H, W), if it is one."""
+    """Converts a mask to uint8 (H, W).
+
+    Raises:
+        DataError: The array is not a mask.
+    """
     if mask.ndim != 2 or mask.dtype.kind not in "iu" or mask.min(initial=0) < 0 or mask.max(initial=0) > 255:
         raise DataError(f"a mask holds integers from 0 to 255 in (H, W), got {mask.dtype} of shape {mask.shape}")
     return np.ascontiguousarray(mask, np.uint8)
 
 
 def _draw_legend(canvas: Image, entries: Sequence[tuple[str, float, Sequence[int] | None]]) -> None:
-    """Writes name, share and colour (None: not drawn) of each entry into the upper left corner, in place."""
+    """Draws a legend into the upper left corner of the canvas, in place.
+
+    Args:
+        canvas: uint8 (H, W, 3), RGB.
+        entries: Name, share of the pixels and colour of each class; a class that is not drawn has None as its colour.
+    """
     size = max(0.4, min(canvas.shape[:2]) / 1000)
     pen = max(1, round(size))
     line = round(40 * size)
     gap = line // 4
-    fitting = max(1, canvas.shape[0] * 2 // 3 // line)  # the picture itself shall be seen, too
+    fitting = max(1, canvas.shape[0] * 2 // 3 // line)  # a third of the picture stays visible
     if len(entries) > fitting:
         hidden = entries[fitting - 1 :]
         entries = [*entries[: fitting - 1], (f"{len(hidden)} more", sum(share for _, share, _ in hidden), None)]
@@ -278,11 +287,12 @@ def _draw_legend(canvas: Image, entries: Sequence[tuple[str, float, Sequence[int
 
 
 def _width(text: str, size: float, pen: int) -> int:
+    """Width of a text in pixels."""
     return int(cv2.getTextSize(text, FONT, size, pen)[0][0])
 
 
 def _fitted(name: str, tail: str, width: int, size: float, pen: int) -> str:
-    """Name and tail; the name is cut where both are wider than ``width`` pixels."""
+    """Name and tail in one text; the name is shortened until both fit into ``width`` pixels."""
     length = len(name)
     while length > 1 and _width(_cut(name, length) + tail, size, pen) > width:
         length -= 1
@@ -290,5 +300,5 @@ def _fitted(name: str, tail: str, width: int, size: float, pen: int) -> str:
 
 
 def _cut(name: str, length: int) -> str:
-    """The first characters of a name."""
+    """A name shortened to ``length`` characters, the last of which is then a dot."""
     return name if len(name) <= length else name[: length - 1] + "."

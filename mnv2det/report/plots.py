@@ -1,4 +1,4 @@
-"""Plots; needs matplotlib (the extra ``plots``)."""
+"""Plots of the paper's figures; they need matplotlib (the extra ``plots``)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 Points = NDArray[np.float64]
 
-DIMENSIONS = (2, 3, 5, 15, 30)  # of the paper's figure 1
-TURNS = 2.0
+DIMENSIONS = (2, 3, 5, 15, 30)  # of the spaces in the paper's figure 1
+TURNS = 2.0  # of the spiral
 
 
 def spiral(count: int = 1500) -> Points:
@@ -36,16 +36,21 @@ def through_relu(points: Points, dimension: int, rng: np.random.Generator) -> tu
         rng: Draws T.
 
     Returns:
-        The points (N, 2) as they come back, and which of them (N,) ReLU has kept apart from their neighbours: those
-        with two channels or more above 0 (appendix A, lemma 2).
+        The projected points, float64 (N, 2), and bool (N,): which of them ReLU has kept apart from their neighbours.
+        These have at least two channels above 0 (appendix A, lemma 2).
     """
     matrix = rng.standard_normal((dimension, points.shape[1]))
-    seen = np.maximum(points @ matrix.T, 0)
-    return seen @ np.linalg.pinv(matrix).T, (seen > 0).sum(axis=1) >= points.shape[1]
+    activations = np.maximum(points @ matrix.T, 0)
+    return activations @ np.linalg.pinv(matrix).T, (activations > 0).sum(axis=1) >= points.shape[1]
 
 
 def draw_spirals(path: Path, *, dimensions: Sequence[int] = DIMENSIONS, seed: int = 1) -> None:
     """Figure 1: what ReLU leaves of a spiral in spaces of different dimension.
+
+    Args:
+        path: The picture to write.
+        dimensions: Of the spaces, one panel each.
+        seed: Of the random matrices.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -57,8 +62,8 @@ def draw_spirals(path: Path, *, dimensions: Sequence[int] = DIMENSIONS, seed: in
     for dimension in dimensions:
         back, kept = through_relu(points, dimension, rng)
         panels.append((f"n = {dimension}: {kept.mean():.0%} kept", back))
-    for place, (title, shown) in enumerate(panels, 1):
-        axes: Any = figure.add_subplot(1, len(panels), place)
+    for position, (title, shown) in enumerate(panels, 1):
+        axes: Any = figure.add_subplot(1, len(panels), position)
         axes.scatter(*shown.T, c=np.linspace(0, 1, len(shown)), s=3, cmap="viridis")
         axes.set_title(title, fontsize=9)
         axes.set_aspect("equal", adjustable="datalim")
@@ -72,7 +77,8 @@ def draw_trade_off(path: Path, series: Mapping[str, Sequence[tuple[float, float]
 
     Args:
         path: The picture to write.
-        series: Legend to (multiply-adds in millions, top-1 %); those whose legend begins alike share a marker.
+        series: By legend, points of (multiply-adds in millions, top-1 in %). Series whose legends have the same
+            first word share a marker.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -85,7 +91,7 @@ def draw_trade_off(path: Path, series: Mapping[str, Sequence[tuple[float, float]
         kind = kinds.index(name.split()[0])
         axes.plot(
             *zip(*points, strict=True),
-            # there are ten colours; those of the two kinds compared must differ
+            # matplotlib has ten colours: they go to the first two kinds, the rest is black
             color=f"C{number}" if kind < 2 else "black",
             linestyle=("-", "--", ":", "-.")[kind % 4],
             marker="osD^v"[kind % 5],
@@ -106,12 +112,12 @@ def draw_trade_off(path: Path, series: Mapping[str, Sequence[tuple[float, float]
 def draw_ablations(
     path: Path, panels: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]], *, figure: str
 ) -> None:
-    """Figure 6: what variants of the block reach while they are trained, means over seeds with their deviation.
+    """Figure 6: a metric of variants of the block in the course of training, as mean and deviation over seeds.
 
     Args:
         path: The picture to write.
-        panels: Title to legend to, for each seed, step to figure.
-        figure: What the figure is called.
+        panels: By title of the panel and legend of the variant, a mapping for each seed from step to metric.
+        figure: Name of the metric.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -119,14 +125,14 @@ def draw_ablations(
     """
     drawn = _figure(5.2 * len(panels), 4)
     shared: Any = None
-    for place, (title, variants) in enumerate(panels.items(), 1):
-        axes: Any = drawn.add_subplot(1, len(panels), place, sharey=shared)
+    for position, (title, variants) in enumerate(panels.items(), 1):
+        axes: Any = drawn.add_subplot(1, len(panels), position, sharey=shared)
         shared = shared or axes
         for number, (legend, seeds) in enumerate(variants.items()):
             steps = sorted(set.intersection(*(set(seed) for seed in seeds)))
             values = np.array([[seed[step] for step in steps] for seed in seeds])
             deviation = values.std(axis=0, ddof=1) if len(seeds) > 1 else None
-            # bars beside each other, so that none is hidden
+            # error bars stand side by side, so that none hides another
             shift = (number - (len(variants) - 1) / 2) * 0.012 * max(steps)
             axes.errorbar(
                 np.array(steps) + shift, values.mean(axis=0), yerr=deviation, capsize=3, marker="osD^v"[number % 5],
@@ -141,7 +147,7 @@ def draw_ablations(
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty picture, inches."""
+    """An empty matplotlib figure, in inches."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

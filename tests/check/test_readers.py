@@ -237,7 +237,7 @@ def test_no_file_breaks_the_look(tmp_path: Path, junk: bytes, place: int, keep: 
     (tmp_path / "a.jpg").write_bytes(good[:place] + junk + (good[place:] if keep else b""))
     (tmp_path / "a.png").write_bytes(lying_png(60, 40)[: place // 8] + junk)
     one = see(Job(tmp_path / "a.jpg", tmp_path / "a.png"))
-    assert (one.problem is None) == (one.look is not None)
+    assert (one.problem is None) == (one.fingerprint is not None)
     assert one.mask is not None
 
 

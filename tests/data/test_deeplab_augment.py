@@ -13,7 +13,7 @@ from mnv2det.data.formats.coco import COCO
 from mnv2det.data.formats.voc import VOC
 from mnv2det.data.shapes import Shapes
 from mnv2det.data.transforms import Transform
-from mnv2det.errors import ConfigError
+from mnv2det.registry import AUGMENTATIONS
 from mnv2det.structures import Preprocess, Sample
 from mnv2det.testing import assert_augmentation
 
@@ -276,8 +276,9 @@ def test_tiny_and_one_sided_pictures():
     ids=str,
 )
 def test_arguments_out_of_range(arguments: dict[str, Any]):
-    with pytest.raises(ConfigError, match=r"^augmentation deeplab: "):
-        augmentation(**arguments)
+    problems = AUGMENTATIONS.bind("deeplab", arguments, place="data.augment")[1]
+    assert len(problems) == 1
+    assert problems[0].startswith(f"data.augment.args.{next(iter(arguments))}")
 
 
 @pytest.mark.shared

@@ -285,10 +285,11 @@ def test_what_goes_wrong_is_said() -> None:
     with pytest.raises(TrainingError, match="image 7: a detected box or score is not finite"):
         evaluator.update(7, Detections(found.boxes, torch.tensor([float("nan")]), found.labels), target)
     with pytest.raises(ConfigError, match="no backend 'pycoco'; did you mean 'pycocotools'"):
-        CocoAP(classes=CLASSES, backend="pycoco")  # type: ignore[arg-type]
+        CocoAP(classes=CLASSES, backend="pycoco").compute()  # type: ignore[arg-type]
     for wrong in ((0, 10, 100), (1, 10, 10), (10, 1, 100)):
         with pytest.raises(ConfigError, match="three increasing counts"):
-            CocoAP(classes=CLASSES, max_detections=wrong)
+            CocoAP(classes=CLASSES, max_detections=wrong).compute()
+        assert len(EVALUATORS.bind("coco", {"max_detections": wrong}, place="evaluator")[1]) == 1
     assert evaluator.records == {}
 
 

@@ -18,6 +18,7 @@ from mnv2det.models.layers import ConvNorm
 from mnv2det.models.mobilenet_v2 import MobileNetV2
 from mnv2det.models.variants.residual import MobileNetResidual
 from mnv2det.models.weight_file import save_weights
+from mnv2det.registry import BACKBONES
 from mnv2det.structures import Preprocess
 
 # Table 2's repeated layers: where input and output are alike
@@ -84,13 +85,15 @@ def test_expansion_is_the_rows_t(expansion: int):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"expansion": 0}, "backbone expansion: expected a number from 1 to 20, got 0"),
-        ({"shortcut": "expansion", "expansion": 1}, "with expansion 1 there are no expanded tensors"),
+        ({"expansion": 0}, "b.args.expansion: expected a whole number from 1 to 20, got 0"),
+        (
+            {"shortcut": "expansion", "expansion": 1},
+            "b.args.shortcut: with expansion 1 there are no expanded tensors to join",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(args: dict[str, Any], message: str):
-    with pytest.raises(ConfigError, match=message):
-        MobileNetV2(**args)
+    assert BACKBONES.bind("mobilenet_v2", args, place="b")[1] == [message]
 
 
 @pytest.mark.parametrize("padding", ["symmetric", "same"])

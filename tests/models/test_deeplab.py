@@ -16,6 +16,7 @@ from mnv2det.models.build import assemble, from_config
 from mnv2det.models.deeplab import MobileDeepLab
 from mnv2det.models.model import Model
 from mnv2det.models.weight_file import save_weights
+from mnv2det.registry import HEADS as HEAD_REGISTRY
 from mnv2det.structures import FeatureInfo, Frame, Preprocess, Target
 
 FEATURES = {
@@ -294,24 +295,35 @@ def test_dropout_is_for_training_alone() -> None:
     [
         {"classes": 0},
         {"classes": 256},
-        {"channels": 0},
-        {"dropout": 1.0},
-        {"auxiliary": -1.0},
-        {"hardest": 0.0},
-        {"hardest": 1.5},
-        {"loss_stride": 0},
         {"class_weights": (1.0, 1.0)},
-        {"class_weights": (1.0, 1.0, 1.0, -1.0)},
-        {"class_weights": (1.0, 1.0, 1.0, float("nan"))},
-        {"class_weights": (1.0, 1.0, 1.0, float("inf"))},
-        {"class_weights": (0.0, 0.0, 0.0, 0.0)},
     ],
     ids=str,
 )
-def test_wrong_hyperparameters_are_refused(wrong: dict[str, object]) -> None:
+def test_what_contradicts_the_number_of_classes_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="mobile_deeplab") as caught:
         small_head(**wrong)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("channels", 0),
+        ("dropout", 1.0),
+        ("auxiliary", -1.0),
+        ("hardest", 0.0),
+        ("hardest", 1.5),
+        ("loss_stride", 0),
+        ("class_weights", [1.0, -1.0]),
+        ("class_weights", [1.0, float("nan")]),
+        ("class_weights", [1.0, float("inf")]),
+        ("class_weights", [0.0, 0.0]),
+    ],
+)
+def test_hyperparameters_out_of_range_are_refused(key: str, value: object) -> None:
+    problems = HEAD_REGISTRY.bind("mobile_deeplab", {key: value}, place="head")[1]
+    assert len(problems) == 1
+    assert problems[0].startswith(f"head.args.{key}")
 
 
 NAMES = ["background", "cat", "cow", "dog"]

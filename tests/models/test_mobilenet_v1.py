@@ -10,6 +10,7 @@ from mnv2det.models.build import assemble
 from mnv2det.models.classifier import Classifier
 from mnv2det.models.counting import multiply_adds, parameters
 from mnv2det.models.variants.mobilenet_v1 import MobileNetV1
+from mnv2det.registry import BACKBONES
 from mnv2det.structures import Frame, Preprocess
 
 TAPS = ["block11/16", "last/32"]
@@ -117,8 +118,8 @@ def test_layers_behind_the_last_tap_are_dropped_and_not_computed():
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ConfigError, match="backbone width"):
-        MobileNetV1(width=0)
+    problems = BACKBONES.bind("mobilenet_v1", {"width": 0}, place="backbone")[1]
+    assert problems == ["backbone.args.width: expected a number > 0 and <= 10, got 0"]
     with pytest.raises(ConfigError, match=r"no feature 'block14\.expand'"):
         MobileNetV1().features["block14.expand/16"]
 

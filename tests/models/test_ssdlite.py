@@ -5,12 +5,12 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 import mnv2det.models  # noqa: F401 - registers
-from mnv2det.errors import ConfigError
 from mnv2det.models.build import assemble
 from mnv2det.models.model import Model
 from mnv2det.models.ssdlite import SSDLite
 from mnv2det.ops.boxes import encode
 from mnv2det.ops.matcher import match, pad_targets
+from mnv2det.registry import HEADS
 from mnv2det.structures import FeatureInfo, Frame, Preprocess, Target
 
 FEATURES = {"a": FeatureInfo(16, 16), "b": FeatureInfo(24, 32)}
@@ -189,11 +189,18 @@ def test_prior_is_what_fresh_predictors_say():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"taps": ()}, {"extras": (1,)}, {"min_scale": 0.0}, {"ratios": ()}, {"lowest": ()}, {"prior": 2.0}]
+    "wrong",
+    [
+        *({"taps": ()}, {"extras": (1,)}, {"min_scale": 0.0}, {"ratios": ()}, {"lowest": ()}, {"prior": 2.0}),
+        *({"nms_iou": 6}, {"match_iou": -1}, {"negatives": -2}, {"norm_momentum": 9}, {"max_detections": -1}),
+        *({"box_beta": -1}, {"min_scale": 0.99}, {"anchors": [[[0.1, 1.0]]]}, {"anchors": [[[0.1, 0.0]]] * 6}),
+    ],
+    ids=str,
 )
 def test_wrong_hyperparameters_are_refused(wrong: dict):
-    with pytest.raises(ConfigError, match="ssdlite"):
-        small_head(**wrong)
+    problems = HEADS.bind("ssdlite", wrong, place="head")[1]
+    assert len(problems) == 1
+    assert problems[0].startswith(f"head.args.{next(iter(wrong))}")
 
 
 def test_bfloat16_gradients_repeat_bit_for_bit_on_maps_smaller_than_a_window():

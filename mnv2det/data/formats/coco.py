@@ -17,6 +17,7 @@ from mnv2det.data.dataset import Arrays, BoxTable, Dataset
 from mnv2det.data.images import inside, read_sized
 from mnv2det.data.masks import VOC_NAMES, Region, RegionTable, bounds, encode, mask_list, whole
 from mnv2det.errors import ConfigError, DataError, near
+from mnv2det.ranges import NonNegativeInt
 from mnv2det.registry import DATASETS
 from mnv2det.structures import VOC_MASK_CLASSES, Sample
 
@@ -71,7 +72,7 @@ class COCO(Dataset):
         names: tuple[str, ...] | None = None,
         masks: Literal["coco", "voc"] | None = None,
         mask_names: tuple[str, ...] | None = None,
-        least_pixels: int = 0,
+        least_pixels: NonNegativeInt = 0,
     ) -> None:
         if least_pixels < 0 or (least_pixels and masks is None):
             raise ConfigError(f"data set coco: least_pixels {least_pixels}: expected 0, or more along with masks")

@@ -7,8 +7,9 @@ from typing import Literal
 from torch import nn
 
 from mnv2det.models.backbone import Features
-from mnv2det.models.layers import ConvNorm, Padding, Separable, check_width, init_weights, make_divisible
+from mnv2det.models.layers import ConvNorm, Padding, Separable, init_weights, make_divisible
 from mnv2det.models.variants.chain import Chain
+from mnv2det.ranges import NormEpsilon, Share, Width
 from mnv2det.registry import BACKBONES
 from mnv2det.structures import FeatureInfo
 
@@ -32,23 +33,19 @@ class MobileNetV1(Chain):
         act: ReLU6 as in the released weights, or ReLU as in Howard et al.
         norm_eps: Of batch norm.
         norm_momentum: Weight of the newest batch in the running statistics.
-
-    Raises:
-        ConfigError: ``width`` is not positive.
     """
 
     def __init__(
         self,
         *,
-        width: float = 1.0,
+        width: Width = 1.0,
         output_stride: Literal[8, 16, 32] = 32,
         padding: Padding = "symmetric",
         act: Literal["relu6", "relu"] = "relu6",
-        norm_eps: float = 1e-3,
-        norm_momentum: float = 0.03,
+        norm_eps: NormEpsilon = 1e-3,
+        norm_momentum: Share = 0.03,
     ) -> None:
         super().__init__()
-        check_width(width)
         self.padding: Padding = padding
         channels = make_divisible(32 * width)
         self.stem = ConvNorm(3, channels, 3, stride=2, pad=padding, act=act, eps=norm_eps, momentum=norm_momentum)

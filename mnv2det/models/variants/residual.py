@@ -7,9 +7,10 @@ from typing import Literal
 from torch import nn
 
 from mnv2det.models.backbone import Features
-from mnv2det.models.layers import ConvNorm, Padding, Residual, check_width, init_weights, make_divisible
+from mnv2det.models.layers import ConvNorm, Padding, Residual, init_weights, make_divisible
 from mnv2det.models.mobilenet_v2 import TABLE_2
 from mnv2det.models.variants.chain import Chain
+from mnv2det.ranges import NormEpsilon, Share, Width
 from mnv2det.registry import BACKBONES
 from mnv2det.structures import FeatureInfo
 
@@ -31,22 +32,18 @@ class MobileNetResidual(Chain):
         padding: ``symmetric`` or ``same``.
         norm_eps: Of batch norm.
         norm_momentum: Weight of the newest batch in the running statistics.
-
-    Raises:
-        ConfigError: ``width`` is not positive.
     """
 
     def __init__(
         self,
         *,
-        width: float = 1.0,
+        width: Width = 1.0,
         output_stride: Literal[8, 16, 32] = 32,
         padding: Padding = "symmetric",
-        norm_eps: float = 1e-3,
-        norm_momentum: float = 0.03,
+        norm_eps: NormEpsilon = 1e-3,
+        norm_momentum: Share = 0.03,
     ) -> None:
         super().__init__()
-        check_width(width)
         self.padding = padding
         channels = make_divisible(32 * width)
         self.stem = ConvNorm(3, channels, 3, stride=2, pad=padding, eps=norm_eps, momentum=norm_momentum)

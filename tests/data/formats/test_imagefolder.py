@@ -11,6 +11,7 @@ from mnv2det.data.fit import fit
 from mnv2det.data.formats.imagefolder import ImageFolder
 from mnv2det.data.transforms import inception
 from mnv2det.errors import ConfigError, DataError
+from mnv2det.registry import AUGMENTATIONS
 from mnv2det.structures import Preprocess
 from mnv2det.testing import assert_dataset
 
@@ -104,5 +105,8 @@ def test_augmentation_is_a_function_of_the_seed(tmp_path: Path):
     np.testing.assert_array_equal(first[0], again[0])
     assert (first[0] != other[0]).any()
     assert int(first[1]["label"]) == 0
-    with pytest.raises(ConfigError, match="needs 0 < area <= 1"):
-        inception(Preprocess(), area=(0.5, 2.0))
+    problems = AUGMENTATIONS.bind("inception", {"area": [0.5, 2.0], "ratio": [1, 2, 3]}, place="data.augment")[1]
+    assert problems == [
+        "data.augment.args.area[1]: expected a number > 0 and <= 1, got 2.0",
+        "data.augment.args.ratio: expected a list of 2, each a number > 0, got [1, 2, 3]",
+    ]
