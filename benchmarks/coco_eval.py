@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """COCO evaluation time: `CocoAP` with either library against pycocotools used directly.
 
 Synthetic data from a fixed seed; prints a table of seconds, the ratio to pycocotools and the

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Cuts small square pictures for classification out of pictures with masks: a patch's class is that of its centre.
 
     python datasets/patches.py configs/deeplabv3_camvid.yaml data.root=DATA --out DATA/patches

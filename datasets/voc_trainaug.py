@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Makes PASCAL VOC 2012's segmentation list ``trainaug`` and its masks from the SBD release.
 
 Writes ``SegmentationClassAug/*.png`` and ``ImageSets/Segmentation/trainaug.txt`` into the VOC2012
