@@ -1,13 +1,13 @@
-"""The paper's ablations of the bottleneck (figure 6 and more), trained over several seeds on a CPU.
+"""Trains the paper's ablations of the bottleneck (Figure 6 and more) over several seeds on a CPU.
 
     python datasets/patches.py configs/deeplabv3_camvid.yaml data.root=DATA --out DATA/patches
     python benchmarks/ablations.py configs/mobilenetv2_patches.yaml data.root=DATA --seeds 5 --plot figure6.png
 
-Every variant is the given config with some overrides of the backbone; every seed draws other weights and another order
-of the pictures. Runs lie in --out; finished ones are not trained again and a stopped one is resumed, so the script can
-be ended and started again at any time, or with more seeds. The table has the mean over the seeds of the deciding figure
-with its standard deviation, and the mean difference to the published block over the seeds both were trained with, with
-the standard error of that mean.
+Every variant is the given config with some overrides of the backbone. Every seed draws other initial weights and
+another order of the pictures. The run folders are below --out. Finished runs are not trained again and stopped ones are
+resumed, so the script can be stopped and started again at any time, also with more seeds. The table shows, for each
+variant, the mean of --metric over the seeds with its standard deviation, and the mean difference to the published block
+over the seeds that both were trained with, with the standard error of that mean.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from mnv2det.structures import Preprocess
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = "published"
 BACKBONE = "model.backbone."
-# name: what the paper shows it beside, overrides
+# name: its description, overrides of the backbone
 VARIANTS: dict[str, tuple[str, list[str]]] = {
     PUBLISHED: ("linear bottleneck, shortcut between bottlenecks, t = 6, ReLU6", []),
     "relu6-bottleneck": ("ReLU6 in the bottleneck", ["args.bottleneck_act=relu6"]),
@@ -48,7 +48,7 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     "residual": ("residual bottlenecks, not inverted", ["name=mobilenet_residual"]),
     "mobilenet-v1": ("MobileNetV1", ["name=mobilenet_v1"]),
 }
-# the paper's two panels
+# the two panels of the paper's Figure 6: label of each variant
 PANELS = {
     "non-linearity in the bottleneck": {PUBLISHED: "linear", "relu6-bottleneck": "ReLU6"},
     "shortcut": {
@@ -60,7 +60,7 @@ PANELS = {
 
 
 def overrides_of(variant: str, config: Config) -> list[str]:
-    """What makes a config that variant."""
+    """The overrides that turn a config into this variant."""
     changes = [BACKBONE + change for change in VARIANTS[variant][1]]
     if any(change.startswith(f"{BACKBONE}name=") for change in changes):
         # another component starts without arguments
@@ -69,18 +69,18 @@ def overrides_of(variant: str, config: Config) -> list[str]:
     return changes
 
 
-def curve(folder: Path, figure: str) -> dict[int, float]:
-    """Step to figure of a run, as far as it came."""
+def curve(folder: Path, metric: str) -> dict[int, float]:
+    """A metric by step, of all evaluations that a run has logged so far."""
     try:
         lines = (folder / "metrics.jsonl").read_text().splitlines()
     except OSError:
         return {}
     rows = [json.loads(line) for line in lines]
-    return {row["step"]: row[figure] for row in rows if row.get("kind") == "eval" and figure in row}
+    return {row["step"]: row[metric] for row in rows if row.get("kind") == "eval" and metric in row}
 
 
 def train(config: str, folder: Path, overrides: list[str]) -> None:
-    """Trains a run, or goes on with it."""
+    """Trains a run, or resumes it if it has a checkpoint."""
     command = [sys.executable, str(ROOT / "tools/train.py")]
     if (folder / "last.pt").exists():
         command += ["--resume", str(folder)]
@@ -94,7 +94,7 @@ def train(config: str, folder: Path, overrides: list[str]) -> None:
 
 
 def costs(config: Config, classes: int) -> tuple[float, float]:
-    """Millions of parameters and of multiply-adds."""
+    """Counts the millions of parameters and of multiply-adds of a config's model."""
     with torch.device("meta"):
         model = assemble(
             {"name": config.model.backbone.name, "args": dict(config.model.backbone.args)},
@@ -107,16 +107,16 @@ def costs(config: Config, classes: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Trains and prints."""
+    """Trains what is missing and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML with a MobileNetV2 backbone")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--out", type=Path, default=Path("runs/ablations"), metavar="DIR")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="0 ... N-1 (default: %(default)s)")
-    parser.add_argument("--variants", default=",".join(VARIANTS), metavar="LIST", help="default: %(default)s")
-    parser.add_argument("--figure", default="cls/top1", help="that is compared (default: %(default)s)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="figure 6 (needs matplotlib)")
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the config")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablations"), metavar="DIR", help="for the run folders")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="train seeds 0 to N-1 (default: %(default)s)")
+    parser.add_argument("--variants", default=",".join(VARIANTS), metavar="LIST", help="(default: %(default)s)")
+    parser.add_argument("--metric", default="cls/top1", help="the metric to compare (default: %(default)s)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw Figure 6 (needs matplotlib)")
+    parser.add_argument("--json", metavar="FILE", help="also write the table and all curves to this file")
     given = parser.parse_args()
     wanted = [name.strip() for name in given.variants.split(",")]
     if unknown := [name for name in wanted if name not in VARIANTS]:
@@ -129,26 +129,26 @@ def main() -> None:
         parser.error(str(error))
     given.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    # seed after seed: a table of all variants is there early
+    # one seed of all variants after the other, so that a first table of all variants exists early
     grid = [(seed, name) for seed in range(given.seeds) for name in wanted]
     for number, (seed, name) in enumerate(grid, 1):
         folder = given.out / f"{name}-{seed}"
-        if configs[name].train.steps not in curve(folder, given.figure):
+        if configs[name].train.steps not in curve(folder, given.metric):
             train(given.config, folder, [*changes[name], f"seed={seed}"])
-        found = curve(folder, given.figure)[configs[name].train.steps]
+        found = curve(folder, given.metric)[configs[name].train.steps]
         minutes = (time.monotonic() - started) / 60
         print(f"{number} of {len(grid)}: {name}, seed {seed}: {found:.4f} ({minutes:.1f} minutes)", file=sys.stderr)
     curves = {
-        name: [curve(given.out / f"{name}-{seed}", given.figure) for seed in range(given.seeds)] for name in wanted
+        name: [curve(given.out / f"{name}-{seed}", given.metric) for seed in range(given.seeds)] for name in wanted
     }
     report(curves, configs, given)
 
 
 def report(curves: dict[str, list[dict[int, float]]], configs: dict[str, Config], given: argparse.Namespace) -> None:
-    """Prints the table, draws the plot."""
+    """Prints the table, and writes the JSON file and the plot if they are asked for."""
     last = {name: [each[configs[name].train.steps] for each in found] for name, found in curves.items()}
     rows = []
-    print(f"\n{given.figure} after {configs[next(iter(configs))].train.steps} steps, {given.seeds} seeds")
+    print(f"\n{given.metric} after {configs[next(iter(configs))].train.steps} steps, {given.seeds} seeds")
     print(f"{'variant':20}{'mean':>8}{'sd':>8}{'to published':>22}{'params M':>10}{'MAdds M':>9}  what")
     for name, values in last.items():
         beside = [ours - theirs for ours, theirs in zip(values, last.get(PUBLISHED, values), strict=True)]
@@ -178,7 +178,7 @@ def report(curves: dict[str, list[dict[int, float]]], configs: dict[str, Config]
             title: {label: curves[name] for name, label in panel.items() if name in curves}
             for title, panel in PANELS.items()
         }
-        draw_ablations(given.plot, panels, figure=given.figure)
+        draw_ablations(given.plot, panels, figure=given.metric)
 
 
 if __name__ == "__main__":

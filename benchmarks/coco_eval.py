@@ -1,8 +1,9 @@
-#!/usr/bin/env python3
-"""COCO evaluation time: `CocoAP` with either library against pycocotools used directly.
+"""Times COCO evaluation: `CocoAP` with either of its libraries, and pycocotools used directly.
 
-Synthetic data from a fixed seed; prints a table of seconds, the ratio to pycocotools and the
-largest difference among the 12 metrics.
+    python benchmarks/coco_eval.py [--images 1000] [--detections 100]
+
+The data are synthetic, from a fixed seed. The table shows seconds, the ratio to pycocotools, and the largest difference
+among the 12 metrics.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Image = tuple[dict[str, NDArray[Any]], Detections]
 
 
 def make_images(count: int, *, detections: int, classes: int, seed: int) -> list[Image]:
-    """Truths (7 per image on average) and detections, half of them jittered copies of truths."""
+    """Makes ground truth (7 boxes per image on average) and detections, half of which are jittered copies of it."""
     rng = np.random.default_rng(seed)
 
     def boxes(n: int) -> NDArray[np.float32]:
@@ -52,7 +53,7 @@ def make_images(count: int, *, detections: int, classes: int, seed: int) -> list
 
 
 def ours(images: list[Image], classes: int, backend: Backend) -> list[float]:
-    """The 12 metrics by way of the evaluator."""
+    """Computes the 12 metrics with the evaluator of this package."""
     evaluator = CocoAP(classes=[str(k) for k in range(classes)], backend=backend)
     for image_id, (target, result) in enumerate(images):
         evaluator.update(image_id, result, target)
@@ -60,7 +61,7 @@ def ours(images: list[Image], classes: int, backend: Backend) -> list[float]:
 
 
 def direct(images: list[Image], classes: int) -> list[float]:
-    """The 12 metrics from pycocotools as its own examples use it."""
+    """Computes the 12 metrics with pycocotools, used as in its own examples."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -100,7 +101,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="number of images (default 1000)")
     parser.add_argument("--detections", type=int, default=100, help="detections per image (default 100)")
     parser.add_argument("--classes", type=int, default=80, help="number of classes (default 80)")
-    parser.add_argument("--seed", type=int, default=0, help="of the synthetic data (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the synthetic data (default 0)")
     options = parser.parse_args()
     images = make_images(options.images, detections=options.detections, classes=options.classes, seed=options.seed)
     runs = {

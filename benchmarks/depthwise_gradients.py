@@ -1,9 +1,9 @@
-"""Gradients of depthwise 3x3 convolutions in bfloat16 on the CPU: torch's own against ours.
+"""Compares the bfloat16 gradients of depthwise 3x3 convolutions on the CPU: torch's own and this package's.
 
     python benchmarks/depthwise_gradients.py [--rounds 5]
 
-Both run in turn in each round; the table gives the best of each, their ratio, and the largest error
-of each weight gradient against float32, relative to its largest value (bfloat16 is good to 0.004).
+In each round both run in turn. The table shows the best time of each, their ratio, and the largest error of each weight
+gradient against float32, relative to the largest value of the gradient (bfloat16 is accurate to 0.004).
 """
 
 import argparse
@@ -32,7 +32,11 @@ CASES = (
 
 
 def gradients(images: torch.Tensor, weight: torch.Tensor, layer: Conv | None, stride: int, dilation: int):
-    """Milliseconds of one backward pass, and the weight's gradient; without a layer, torch's own."""
+    """Measures one backward pass of a layer, or without a layer of torch's own convolution.
+
+    Returns:
+        Milliseconds, and the gradient of the weight.
+    """
     images, weight = images.detach().requires_grad_(), weight.detach().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=images.dtype == torch.bfloat16):
         if layer is not None:
@@ -49,7 +53,7 @@ def gradients(images: torch.Tensor, weight: torch.Tensor, layer: Conv | None, st
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
     rounds = parser.parse_args().rounds
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, best of {rounds}")

@@ -1,11 +1,12 @@
-"""Hostile files for every reader: a result or one of this project's own errors, soon and in little memory.
+"""Feeds damaged files to every reader: each must give a result or an error of this project, soon and in little memory.
 
     python benchmarks/fuzz.py                        # all readers, 100,000 inputs each
     python benchmarks/fuzz.py coco --inputs 1000000 --seed 7
     pip install atheris && python benchmarks/fuzz.py coco --atheris      # guided by coverage
 
-Inputs are damaged copies of small good files: bits, bytes and pieces changed, doubled, cut and swapped, words of the
-format put in, and nodes of the json or xml replaced by others. What ends in another exception is written to --keep.
+The inputs are damaged copies of small good files: bits, bytes and longer pieces are changed, repeated, removed and
+swapped, words of the format are inserted, and nodes of the JSON or YAML tree are replaced by others. Inputs that end in
+another exception, a hang or too much memory are counted, and those with an exception are written to --keep.
 """
 
 import argparse
@@ -29,8 +30,8 @@ import yaml
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-SECONDS = 10  # of processor time, after which a reader hangs
-MEMORY = 1 << 30  # bytes it may grow by
+SECONDS = 10  # of processor time; a reader that takes longer counts as a hang
+MEMORY = 1 << 30  # bytes that the process may grow by
 
 WORDS = {
     "coco": b'null true NaN Infinity -1 0 1e999 [] {} "" 1.5 "../../etc/passwd" "/etc/passwd" "id" "image_id" "bbox"'
@@ -48,11 +49,11 @@ WORDS = {
 
 
 class Hang(BaseException):
-    """A reader took too long."""
+    """Raised when a reader takes longer than `SECONDS`."""
 
 
 def coco(folder: Path) -> tuple[list[bytes], Callable[[bytes], Any]]:
-    """A json of boxes, polygons and run lengths, read with masks."""
+    """COCO: a JSON file of boxes, polygons and run lengths, read with masks."""
     from mnv2det.config import BadData
     from mnv2det.data.formats.coco import COCO
 
@@ -72,7 +73,7 @@ def coco(folder: Path) -> tuple[list[bytes], Callable[[bytes], Any]]:
     def read(data: bytes) -> Any:
         path.write_bytes(data)
         kind = BadData.skip if len(data) % 2 else BadData.stop
-        masks = "own" if len(data) % 3 else None
+        masks = "voc" if len(data) % 3 else None
         found = COCO(root=folder, annotations="a.json", images="images", masks=masks, bad_data=kind)
         return [found.target(index) for index in range(len(found))]
 
@@ -80,7 +81,7 @@ def coco(folder: Path) -> tuple[list[bytes], Callable[[bytes], Any]]:
 
 
 def voc(folder: Path) -> tuple[list[bytes], Callable[[bytes], Any]]:
-    """An annotation of three objects, read from a VOCdevkit."""
+    """VOC: an XML file of three objects, read as part of a VOCdevkit."""
     from mnv2det.config import BadData
     from mnv2det.data.formats.voc import VOC
 
@@ -108,7 +109,7 @@ def voc(folder: Path) -> tuple[list[bytes], Callable[[bytes], Any]]:
 
 
 def config(folder: Path) -> tuple[list[bytes], Callable[[bytes], Any]]:
-    """This project's own configs, some beside their bases."""
+    """Configs: those of this project, with their bases."""
     from mnv2det.config import load_config, to_yaml
 
     seeds = [path.read_bytes() for path in sorted((ROOT / "configs").glob("*.yaml"))]
@@ -123,7 +124,7 @@ def config(folder: Path) -> tuple[list[bytes], Callable[[bytes], Any]]:
 
 
 def safetensors(folder: Path) -> tuple[list[bytes], Callable[[bytes], Any]]:
-    """A weight file of a classifier; the few whose header is still whole are also made a model."""
+    """Weights: the file of a segmenter; every hundredth that can still be read is also built into a model."""
     from mnv2det.models.build import assemble, from_file
     from mnv2det.models.weight_file import read_weights, save_weights
     from mnv2det.structures import Preprocess
@@ -150,7 +151,7 @@ def safetensors(folder: Path) -> tuple[list[bytes], Callable[[bytes], Any]]:
 
 
 def tflite(folder: Path) -> tuple[list[bytes], Callable[[bytes], Any]]:
-    """A classifier; the few that are still a graph are also followed through."""
+    """TFLite: a classifier; some of the files that are still a graph are also converted."""
     from tflite_writer import write_classifier
 
     from mnv2det.convert.tflite.classifier import convert_tflite
@@ -178,7 +179,7 @@ def tflite(folder: Path) -> tuple[list[bytes], Callable[[bytes], Any]]:
 
 
 def ncnn(folder: Path) -> tuple[list[bytes], Callable[[bytes], Any]]:
-    """The layers of a detector, its weights beside them; the few that are still a graph are also followed through."""
+    """Ncnn: the layers of a detector beside its weights; some of those that are still a graph are also converted."""
     from ncnn_writer import random_detector, write_detector
 
     from mnv2det.convert.ncnn.reader import read_ncnn
@@ -205,7 +206,7 @@ READERS: dict[str, Callable[[Path], tuple[list[bytes], Callable[[bytes], Any]]]]
     "tflite": tflite,
     "ncnn": ncnn,
 }
-TREES = ("coco", "safetensors", "config")  # of whose inputs every other has nodes replaced
+TREES = ("coco", "safetensors", "config")  # half of their inputs have nodes of their tree replaced
 VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", "x",
     "../../etc/passwd",
@@ -214,10 +215,10 @@ VALUES: list[Any] = [
 
 
 def damage(rng: random.Random, seeds: list[bytes], words: list[bytes]) -> bytes:
-    """A damaged copy of a seed."""
+    """Makes a damaged copy of one of the seeds."""
     data = bytearray(rng.choice(seeds))
     for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
-        # what says most of a file tends to stand at its ends
+        # the most important parts of a file tend to be at its beginning and its end
         size = len(data)
         at = rng.choice(
             (rng.randrange(size + 1), rng.randrange(min(size, 400) + 1), size - rng.randrange(min(size, 4000) + 1))
@@ -248,12 +249,12 @@ def damage(rng: random.Random, seeds: list[bytes], words: list[bytes]) -> bytes:
 
 
 def rewrite(rng: random.Random, seed: bytes, name: str) -> bytes:
-    """A json, a yaml or a safetensors file of which some nodes are others."""
+    """Replaces some nodes in the tree of a JSON, YAML or safetensors file."""
     if name == "config":
         tree = yaml.load(seed, yaml.CSafeLoader)
         for _ in range(rng.choice((1, 1, 2, 4))):
             _replace(rng, tree)
-        # json is yaml, but for these
+        # JSON is YAML, except for these
         return json.dumps(tree).replace("NaN", ".nan").replace("Infinity", ".inf").encode()
     start, rest = 0, b""
     if seed[:1] not in b"{[":
@@ -268,14 +269,14 @@ def rewrite(rng: random.Random, seed: bytes, name: str) -> bytes:
 
 
 def _replace(rng: random.Random, tree: Any) -> None:
-    """Somewhere in the tree one node becomes another, goes, or is doubled."""
+    """Replaces, removes or repeats one node somewhere in the tree."""
     while True:
         keys: list[Any] = list(tree) if isinstance(tree, dict) else list(range(len(tree)))
         if not keys:
             return
         key = rng.choice(keys)
         inner = tree[key]
-        if isinstance(inner, str) and inner.startswith("{") and rng.random() < 0.7:  # our header is json in json
+        if isinstance(inner, str) and inner.startswith("{") and rng.random() < 0.7:  # our header: JSON inside JSON
             part = json.loads(inner)
             _replace(rng, part)
             tree[key] = json.dumps(part)
@@ -294,7 +295,7 @@ def _replace(rng: random.Random, tree: Any) -> None:
 
 
 def fuzz(name: str, count: int, seed: int, keep: Path | None) -> dict[str, Any]:
-    """Counts what becomes of the inputs."""
+    """Feeds damaged inputs to a reader and counts the outcomes."""
     from mnv2det.errors import Mnv2detError
 
     rng, outcomes, strange = random.Random(f"{name} {seed}"), Counter[str](), Counter[str]()
@@ -350,7 +351,7 @@ def fuzz(name: str, count: int, seed: int, keep: Path | None) -> dict[str, Any]:
 
 
 def guided(name: str, count: int, seed: int) -> None:
-    """The same with atheris, which looks for inputs that reach new lines; it stops at the first other exception."""
+    """Does the same with atheris, which searches for inputs that reach new lines and stops at the first exception."""
     import atheris
 
     from mnv2det.errors import Mnv2detError
@@ -369,7 +370,7 @@ def guided(name: str, count: int, seed: int) -> None:
 
     words = ("".join(f"\\x{byte:02x}" for byte in word) for word in WORDS[name].split(b" ") if word)
     (Path(folder) / "words").write_text("".join(f'"{word}"\n' for word in words))
-    # its own seed 0 stands for a random one
+    # for atheris, seed 0 means a random seed
     options = [f"-runs={count}", f"-seed={seed + 1}", f"-dict={folder}/words", f"-timeout={SECONDS}"]
     options += ["-rss_limit_mb=4096"]
     atheris.Setup([sys.argv[0], str(corpus), *options], once)
@@ -381,14 +382,14 @@ def _peak() -> int:
 
 
 def main() -> None:
-    """Runs and prints."""
+    """Prints a line of JSON for each reader."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("readers", nargs="*", metavar="READER", help=f"of {', '.join(READERS)} (default: all)")
-    parser.add_argument("--inputs", type=int, default=100_000)
+    parser.add_argument("readers", nargs="*", metavar="READER", help=f"from {', '.join(READERS)} (default: all)")
+    parser.add_argument("--inputs", type=int, default=100_000, help="for each reader (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="folder for inputs that end in another exception")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--atheris", action="store_true", help="guided by coverage; one reader")
+    parser.add_argument("--json", type=Path, help="also write the outcomes to this file")
+    parser.add_argument("--atheris", action="store_true", help="let coverage guide the search; for one reader")
     given = parser.parse_args()
     for name in given.readers:
         if name not in READERS:

@@ -1,8 +1,9 @@
-"""What one joint forward costs against two models: multiply-adds, and time in turn.
+"""Compares the cost of one joint model with that of a detector and a segmenter: multiply-adds and time.
 
     python benchmarks/joint_cost.py [--size 320 320] [--rounds 20]
 
-SSDLite (80 classes) on output stride 32, Mobile DeepLabv3 (21 classes) on 16, and both on one backbone on 16.
+The detector is SSDLite (80 classes) at output stride 32, the segmenter Mobile DeepLabv3 (21 classes) at 16. The joint
+model has both heads on one backbone at 16. The three run in turn in each round; the table shows medians.
 """
 
 import argparse
@@ -26,7 +27,7 @@ KINDS = {"det": "ssdlite", "seg": "mobile_deeplab"}
 
 
 def build(tasks: tuple[str, ...], size: tuple[int, int]) -> Model:
-    """A model with random weights for these tasks."""
+    """Builds a model with random weights for these tasks."""
     backbone = {"name": "mobilenet_v2", "args": {"output_stride": 16 if "seg" in tasks else 32}}
     heads = {task: {"name": KINDS[task], "args": {}} for task in tasks}
     model = assemble(backbone, heads, classes={task: CLASSES[task] for task in tasks}, preprocess=Preprocess(size))
@@ -37,8 +38,8 @@ def build(tasks: tuple[str, ...], size: tuple[int, int]) -> Model:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, nargs=2, default=(320, 320), metavar=("H", "W"))
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--size", type=int, nargs=2, default=(320, 320), metavar=("H", "W"), help="input size")
+    parser.add_argument("--rounds", type=int, default=20, help="(default: %(default)s)")
     given = parser.parse_args()
     torch.manual_seed(0)
     size = (given.size[0], given.size[1])

@@ -1,11 +1,11 @@
-"""Kills a small training run at random moments, resumes it each time, and compares with one that was never stopped.
+"""Kills a small training run at random moments, resumes it each time, and compares it with an undisturbed run.
 
-python benchmarks/kills.py --kills 50 --seed 0
+    python benchmarks/kills.py --kills 50 --seed 0
 
-Every attempt is a process of its own (forked after the imports, which take longer than the run). It writes its files
-slowly, in pieces, so that many of the kills strike inside a checkpoint; what it is doing it notes in a file that
-outlives it. After every kill each checkpoint in the run folder must be readable, and at the end the weights, their
-average and the optimizer's statistics must be bit-identical.
+Every attempt is a process of its own, forked after the imports, which take longer than the run. It writes its files
+slowly, in pieces, so that many of the kills strike while a checkpoint is written, and it notes what it is doing in a
+file that outlives it. After every kill, each checkpoint in the run folder must be readable. At the end, the weights,
+their average and the optimizer's statistics must be bit-identical to those of the undisturbed run.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def step_of(run: Path) -> int:
 
 
 def tensors(value: Any, place: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """All tensors of a nested state, by place."""
+    """All tensors of a nested state, each with its dotted name."""
     if isinstance(value, torch.Tensor):
         yield place, value
     elif isinstance(value, dict):
@@ -154,7 +154,7 @@ def tensors(value: Any, place: str = "") -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def different(one: Path, two: Path) -> tuple[list[str], int]:
-    """Places where two runs' last checkpoints are not bit-identical, and how many tensors there are."""
+    """Names the tensors in which two runs' last checkpoints differ, and counts all tensors."""
     parts = [dict(tensors(load_checkpoint(run / "last.pt"))) for run in (one, two)]
     places = parts[0].keys() | parts[1].keys()
     wrong = [p for p in places if p not in parts[0] or p not in parts[1] or not torch.equal(parts[0][p], parts[1][p])]
@@ -173,7 +173,7 @@ def kill(run: Path, folder: Path, draw: random.Random) -> str | None:
     """Starts or resumes a run and kills it at a random moment.
 
     Returns:
-        What it was doing then: start, step, write, sync or rename; None if it was done before.
+        What it was doing then: start, step, write, sync or rename; None if it had finished before.
     """
     child = attempt(run, folder)
     if draw.random() < 0.8:  # else start-up may be hit too
@@ -198,10 +198,10 @@ def finish(run: Path, folder: Path) -> None:
 
 
 def main() -> int:
-    """Prints a table; 0 if all went as it should."""
+    """Prints the table; returns 0 if no tensor differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=50, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
     given = parser.parse_args()
     draw, where, wrong = random.Random(given.seed), collections.Counter[str](), []
     runs = left = count = 0

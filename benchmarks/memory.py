@@ -1,12 +1,12 @@
-"""Memory and time of a forward: plain, and without whole expanded tensors (paper, section 5.1).
+"""Measures memory and time of a forward: plain, and with expanded tensors in parts (paper, section 5.1).
 
     python benchmarks/memory.py [--threads 1] [--rounds 20] [--cpu-time] [--plot FILE] [--json FILE] [--resident]
     python benchmarks/memory.py --onnx      # the exported graph, whole and split, in onnxruntime (Linux)
 
-The classifier at 224, SSDLite at 320 and Mobile DeepLabv3 at 513 (output stride 16), batch 1, random weights. Memory is
-the peak of torch's own allocations; --resident also measures, each way in a process of its own, by how much the
-process grew, which includes what oneDNN allocates by itself (Linux only). --onnx measures raw exports that way, in
-onnxruntime without its arena, so that what it frees is free.
+The networks are the classifier at 224, SSDLite at 320 and Mobile DeepLabv3 at 513 (output stride 16), with batch 1 and
+random weights. Memory is the peak of torch's own allocations. --resident also measures by how much a process grows that
+computes in one way only, which includes what oneDNN allocates by itself (Linux only). --onnx measures raw exports in
+the same manner, in onnxruntime without its arena, so that freed memory is really free.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def build(network: str) -> Way:
 
 
 def way(network: str, name: str) -> Way:
-    """One way to compute it: plain, folded, in t parts, or in strips within a budget."""
+    """Prepares one way to compute a network: plain, folded, in t parts, or in strips within a budget."""
     model, image = build(network)
     last = image.contiguous(memory_format=torch.channels_last)
     if name == PLAIN:
@@ -77,7 +77,7 @@ def way(network: str, name: str) -> Way:
 
 
 def resident(network: str, name: str) -> int:
-    """Bytes by which this process grows at most while it computes; large blocks must come from mmap."""
+    """Measures by how many bytes this process grows at most while it computes; large blocks must come from mmap."""
     if name.startswith("onnx"):
         run = onnx_run(network, int(name.split()[1]), torch.get_num_threads())
     else:
@@ -92,7 +92,7 @@ def resident(network: str, name: str) -> int:
 
 
 def onnx_run(network: str, splits: int, threads: int) -> Callable[[], object]:
-    """A raw export, whole (1) or in parts, in onnxruntime."""
+    """Opens a raw export in onnxruntime, whole (``splits`` 1) or with its bottlenecks in parts."""
     import numpy as np
     import onnxruntime
 
@@ -110,7 +110,7 @@ def onnx_run(network: str, splits: int, threads: int) -> Callable[[], object]:
 
 
 def onnx_rows(network: str, threads: int, rounds: int) -> list[dict[str, Any]]:
-    """A row for the whole graph and each number of parts."""
+    """Measures the whole graph and each number of parts."""
     runs = {splits: onnx_run(network, splits, threads) for splits in (1, 2, 3, 5)}
     times: dict[int, list[float]] = {splits: [] for splits in runs}
     for turn in range(rounds + 3):
@@ -141,7 +141,7 @@ def _in_child(network: str, name: str, threads: int) -> int:
 
 
 def measure(network: str, rounds: int, show_resident: bool, clock: Callable[[], float]) -> list[dict[str, Any]]:
-    """A row for each way; rounds are interleaved, so that a machine's moods hit all alike."""
+    """Measures every way; rounds are interleaved, so that changes of the machine's speed affect all ways alike."""
     names = [PLAIN, FOLDED, *PARTS, "strips by cache", *(f"strips, budget {budget:g} MB" for budget in BUDGETS)]
     rows: list[dict[str, Any]] = []
     runs: list[tuple[list[float], Callable[[], object]]] = []
@@ -170,7 +170,7 @@ def measure(network: str, rounds: int, show_resident: bool, clock: Callable[[], 
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
+    """Formats the rows as a Markdown table."""
     more = "resident_mb" in rows[0]
     lines = [
         f"| network | way | peak MB | backbone alone | {'process grew by |' if more else ''} x lower | ms | least |"
@@ -191,7 +191,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def draw(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Memory against time, a panel per network."""
+    """Draws memory against time, one panel per network."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 5), dpi=120, layout="constrained")
@@ -228,7 +228,7 @@ def draw(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def print_onnx(rows: list[dict[str, Any]]) -> None:
-    """Markdown."""
+    """Prints the rows as a Markdown table."""
     print(
         "| network | parts | process grew by MB | x lower | ms | x whole |\n| --- | ---: | ---: | ---: | ---: | ---: |"
     )
@@ -245,16 +245,16 @@ def print_onnx(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1, help="(default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=20, help="(default: %(default)s)")
     parser.add_argument("--networks", nargs="+", choices=[*NETWORKS], default=[*NETWORKS], metavar="NAME")
     parser.add_argument(
-        "--cpu-time", action="store_true", help="of the thread, for a machine that others use; 1 thread"
+        "--cpu-time", action="store_true", help="measure the processor time of one thread, for a busy machine"
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--resident", action="store_true")
-    parser.add_argument("--onnx", action="store_true", help="onnxruntime and the split graph instead of torch")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw memory against time (needs matplotlib)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all rows to this file")
+    parser.add_argument("--resident", action="store_true", help="also measure the growth of a process (Linux)")
+    parser.add_argument("--onnx", action="store_true", help="measure onnxruntime, whole and split graphs")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

@@ -1,9 +1,9 @@
-"""Does the NMS of .99 among hard-negative candidates, which the authors' miner has, choose other negatives?
+"""Measures whether the authors' NMS of .99 among hard-negative candidates changes which negatives are chosen.
 
     python benchmarks/mining_nms.py RUN [key=value ...] [--batches 5]
 
-Mines on a run's validation images with its weights, with and without that NMS, and prints how many negatives are the
-same and what the NMS costs.
+Chooses hard negatives on a run's validation pictures with its weights, with and without that NMS, and prints how many
+of them are the same and how much time the NMS takes.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from mnv2det.ops.matcher import NEGATIVE, match, pad_targets
 
 @torch.no_grad()
 def main() -> None:
-    """Prints both metrics."""
+    """Prints how many negatives are the same, and the time of the NMS."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", help="a run folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of its config")
-    parser.add_argument("--batches", type=int, default=5, help="of 8 images (default: %(default)s)")
+    parser.add_argument("--batches", type=int, default=5, help="number of batches of 8 pictures (default: %(default)s)")
     given = parser.parse_args()
     config = load_config(Path(given.run) / "config.yaml", given.overrides)
     model, _ = from_file(str(weights_of(given.run)))

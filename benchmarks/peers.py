@@ -1,12 +1,13 @@
-"""Our predictor beside what people run today: from a decoded picture to a list of detections, on one CPU.
+"""Times `Predictor` beside what people run today: from a decoded picture to a list of detections, on one CPU.
 
     pip install 'mnv2det[export]'
     python benchmarks/peers.py RUN --images FOLDER --calibrate FOLDER
 
-Peers: torchvision's ssdlite320_mobilenet_v3_large in eager mode (random weights, its classes' biases set so that its
-scores are spread like the run's), torchvision's SSD class on the run's own network and weights, and a bare
-onnxruntime session on the run's raw export with the post-processing that one writes by hand. All get the same
-pictures, thresholds and threads, in turns of the same order; medians, and ratios to each round's first peer.
+The peers are torchvision's ssdlite320_mobilenet_v3_large in eager mode (with random weights, and biases such that its
+scores are distributed like the run's), torchvision's SSD class on the run's own network and weights, and a bare
+onnxruntime session on the run's raw export with post-processing as one writes it by hand. All get the same pictures,
+thresholds and threads, and run in turn in the same order. The table shows medians, and ratios to the first peer of the
+same round.
 """
 
 import argparse
@@ -192,17 +193,17 @@ def by_hand(path: Path, header, head, threshold: float, iou: float, threads: int
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Prints a table for each threshold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", help="a run folder or weight file with a detector")
-    parser.add_argument("--images", required=True, help="pictures; brought to 640x480")
-    parser.add_argument("--calibrate", help="pictures for int8")
-    parser.add_argument("--thresholds", type=float, nargs="+", default=[0.01, 0.3])
-    parser.add_argument("--iou", type=float, default=0.6)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--json")
+    parser.add_argument("--images", required=True, help="folder of pictures; they are resized to 640x480")
+    parser.add_argument("--calibrate", help="folder of pictures to calibrate int8 on; without it int8 is left out")
+    parser.add_argument("--thresholds", type=float, nargs="+", default=[0.01, 0.3], help="default: 0.01 0.3")
+    parser.add_argument("--iou", type=float, default=0.6, help="of NMS (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="(default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="(default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=30, help="predictions in a round (default: %(default)s)")
+    parser.add_argument("--json", help="also write the tables to this file")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     cv2.setNumThreads(given.threads)

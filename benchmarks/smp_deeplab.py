@@ -1,11 +1,11 @@
-"""The peer of configs/deeplabv3_camvid.yaml: segmentation_models_pytorch's DeepLabV3 on the same data and minutes.
+"""Trains a peer of configs/deeplabv3_camvid.yaml: segmentation_models_pytorch's DeepLabV3, same data, same minutes.
 
     pip install segmentation_models_pytorch
     python benchmarks/smp_deeplab.py configs/deeplabv3_camvid.yaml data.root=DATA --minutes 12
 
-Its mobilenet_v2 encoder gets the config's weights (with their padding and epsilon), the same pictures in the same
-order, crops, optimizer, schedule over the steps that fit into the minutes, precision and weight average; its loss is
-the same cross-entropy. Minutes leave out evaluation, as everywhere here.
+Its mobilenet_v2 encoder gets the config's weights, with their padding and epsilon. Pictures, their order, crops,
+optimizer, precision, weight average and loss (cross-entropy) are the config's; the schedule covers the steps that fit
+into the minutes. As everywhere in this project, minutes leave out evaluation.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from mnv2det.structures import IGNORE, Segmentation
 
 
 class Peer(nn.Module):
-    """The peer's model under the names that the optimizer groups by."""
+    """The peer's model, with the attribute names by which the optimizer groups parameters."""
 
     def __init__(self, classes: int, stride: int) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Peer(nn.Module):
 
 
 def whole_backbone(path: str) -> MobileNetV2:
-    """The backbone of a weight file up to its 1280 channels, which the peer reads."""
+    """Builds the backbone of a weight file up to its 1280 channels, which the peer reads."""
     tensors, header = read_weights(path)
     args = {key: header.backbone["args"][key] for key in ("width", "padding", "norm_eps")}
     backbone = MobileNetV2(**args)
@@ -61,7 +61,7 @@ def whole_backbone(path: str) -> MobileNetV2:
 
 
 def load_backbone(peer: Peer, ours: MobileNetV2) -> None:
-    """Copies convolutions and norms, which both list in the order of the network, with padding and epsilon."""
+    """Copies convolutions and norms with padding and epsilon; both models list them in the order of the network."""
     mine = [module for module in ours.modules() if isinstance(module, ConvNorm)]
     convs = [(name, module) for name, module in peer.backbone.named_modules() if isinstance(module, nn.Conv2d)]
     norms = [module for module in peer.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -79,7 +79,7 @@ def load_backbone(peer: Peer, ours: MobileNetV2) -> None:
 
 @torch.no_grad()
 def measure(model: nn.Module, ours, dataset, config) -> dict[str, float]:
-    """MIoU at native resolution."""
+    """Computes the mIoU in the original size of the pictures."""
     evaluator = MeanIoU(classes=dataset.classes["mask"])
     loader = eval_loader(dataset, ours.preprocess, batch_size=8, workers=2, bad_data=config.data.bad_data)
     model.eval()
@@ -93,14 +93,14 @@ def measure(model: nn.Module, ours, dataset, config) -> dict[str, float]:
 
 
 def main() -> None:
-    """Trains and prints the figures."""
+    """Trains the peer and prints its metrics."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("config")
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--minutes", type=float, default=12)
+    parser.add_argument("config", help="the YAML of the segmenter")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the config")
+    parser.add_argument("--minutes", type=float, default=12, help="of training (default: %(default)s)")
     parser.add_argument("--output-stride", type=int, default=8, choices=(8, 16), help="the peer's own default is 8")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: the config's")
-    parser.add_argument("--steps", type=int, help="stop here, to time a step")
+    parser.add_argument("--steps", type=int, help="only time this many steps")
     given = parser.parse_args()
     config = load_config(given.config, given.overrides)
     torch.manual_seed(config.seed)
@@ -140,16 +140,16 @@ def main() -> None:
 
     state = {name: value.clone() for name, value in peer.state_dict().items()}
     run(3, 1e9)  # the first steps are slower
-    _, steps, seconds = run(given.steps or 10, 1e9)  # how many steps fit
+    _, steps, seconds = run(given.steps or 10, 1e9)  # to know how many steps fit into the minutes
     print(f"{name}, output stride {given.output_stride}: {seconds / steps:.2f} s/step", file=sys.stderr)
     if given.steps:
         return
     peer.load_state_dict(state)
     steps = max(10, int(given.minutes * 60 / (seconds / steps)))
     model, done, seconds = run(steps, given.minutes * 60)
-    figures = measure(model, ours, build_dataset(config, "val", data.classes), config)
+    metrics = measure(model, ours, build_dataset(config, "val", data.classes), config)
     print(
-        json.dumps({"steps": done, "minutes": round(seconds / 60, 2), **{k: round(v, 4) for k, v in figures.items()}})
+        json.dumps({"steps": done, "minutes": round(seconds / 60, 2), **{k: round(v, 4) for k, v in metrics.items()}})
     )
 
 

@@ -1,17 +1,17 @@
-"""Trains on two machines that are network namespaces of this one, and compares with two processes on one machine.
+"""Trains on two simulated machines (network namespaces), and compares with two processes on one machine.
 
     python benchmarks/two_machines.py                # as root, with iproute2 and util-linux
 
-Each namespace has a host name, an address and an /etc/hosts of its own, and nothing but a virtual cable to the other
-one; the run folder is on a disk that both see. The command is that of docs/distributed.md, for the CPU and a small run:
+Each namespace has its own host name, address and /etc/hosts, and is connected to the other one by a virtual cable only;
+both see the disk with the run folder. The command is that of docs/distributed.md, for the CPU and a small run:
 
 1. two processes of one machine;
 2. one process on each of two machines: the weights must be those of 1;
-3. the same, but the second machine's training process is killed with SIGKILL at step 5 of 12: torchrun starts both
-   again, and the weights must be those of 1;
-4. the same, but everything on the second machine is killed, and the same command given there once more;
-5. the same, but everything on the first machine is killed, where the processes meet: the second one must end too, and
-   ``--resume`` on both go on.
+3. as 2, but the second machine's training process is killed with SIGKILL at step 5 of 12: torchrun starts both again,
+   and the weights must be those of 1;
+4. as 2, but everything on the second machine is killed, and the same command is given there again;
+5. as 2, but everything on the first machine, where the processes meet, is killed: the second one must end too, and
+   ``--resume`` on both must continue the run.
 
 Only private addresses are used, and the namespaces are removed at the end.
 """
@@ -89,12 +89,12 @@ def start(number: int, run: Path, log: Path, *, resume: bool = False) -> subproc
 
 
 def training(run: Path) -> list[str]:
-    """What every process runs."""
+    """The arguments of ``mnv2det`` that every process is given."""
     return ["train", str(ROOT / "configs" / "ssdlite_shapes.yaml"), *SETTINGS, "--device", "cpu", "--out", str(run)]
 
 
 def environment() -> dict[str, str]:
-    """With one thread a process."""
+    """The environment of the processes: one thread each, and a store that restarts can use."""
     # torch 2.14.1 shares a store that a torchrun which joins later never hears of: 60 seconds, then an error
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
@@ -121,7 +121,7 @@ def kill_process(agents: list[subprocess.Popen[bytes]], run: Path, logs: list[Pa
 
 
 def kill_machine(agent: subprocess.Popen[bytes]) -> None:
-    """Kills all that runs on a machine."""
+    """Kills everything that runs on a machine."""
     for process in [agent.pid, *workers(agent.pid)]:
         os.kill(process, signal.SIGKILL)
     agent.wait()
@@ -145,7 +145,7 @@ def kill_first(agents: list[subprocess.Popen[bytes]], run: Path, logs: list[Path
 
 
 def together(folder: Path, name: str, befall: Callable[..., None] | None = None) -> tuple[Path, float]:
-    """A run on both machines; its folder and how many seconds it took."""
+    """Trains on both machines; returns the run folder and how many seconds it took."""
     run, logs, begun = folder / name, [folder / f"{name}.{node}.log" for node in NAMES], time.monotonic()
     agents = [start(number, run, log) for number, log in enumerate(logs)]
     try:
@@ -165,7 +165,7 @@ def together(folder: Path, name: str, befall: Callable[..., None] | None = None)
 
 
 def compared(one: Path, two: Path) -> str:
-    """How far two runs' model, average and optimizer are from each other."""
+    """Says how far model, average and optimizer of two runs are from each other."""
     states: list[dict[str, Any]] = [dict(tensors(load_checkpoint(run / "last.pt"))) for run in (one, two)]
     assert states[0].keys() == states[1].keys()
     pairs = [(states[0][place], states[1][place]) for place in states[0]]
@@ -176,7 +176,7 @@ def compared(one: Path, two: Path) -> str:
 
 
 def main() -> int:
-    """Prints a line for each run; 0 if all went as it should."""
+    """Prints a line for each run; returns 0 if all went as it should."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep", type=Path, help="new folder for runs and logs (default: none are kept)")
     given = parser.parse_args()

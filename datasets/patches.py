@@ -1,11 +1,10 @@
-#!/usr/bin/env python3
 """Cuts small square pictures for classification out of pictures with masks: a patch's class is that of its centre.
 
     python datasets/patches.py configs/deeplabv3_camvid.yaml data.root=DATA --out DATA/patches
 
-Writes OUT/train/CLASS/*.png and OUT/val/CLASS/*.png from the config's training and validation set, which is the
-layout that the data set 'imagefolder' reads. Every picture gives up to --per-class patches of each class it shows,
-drawn at random, the same ones for the same seed; what lies beyond its border is mirrored.
+Writes OUT/train/CLASS/*.png and OUT/val/CLASS/*.png from the config's training and validation set, the layout that the
+data set 'imagefolder' reads. Every picture gives up to --per-class patches of each class it shows, at random positions
+that depend on the seed alone. Where a patch reaches beyond the border, the picture is mirrored.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ def cut(dataset: Dataset, folder: Path, *, size: int, per_class: int, seed: int,
         folder: Where the classes' folders are made.
         size: Side of a patch, pixels.
         per_class: Most patches of a class from one picture.
-        seed: Of the places.
-        title: Of the progress bar.
+        seed: Of the random positions.
+        title: Title of the progress bar.
 
     Returns:
         Number of patches by class.
@@ -117,9 +116,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
     parser.add_argument("--size", type=int, default=64, metavar="N", help="side of a patch (default: %(default)s)")
     parser.add_argument(
-        "--per-class", type=int, default=4, metavar="N", help="most patches of a class a picture (default: %(default)s)"
+        "--per-class",
+        type=int,
+        default=4,
+        metavar="N",
+        help="most patches of one class from one picture (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the positions (default: %(default)s)")
     given = parser.parse_args(arguments)
     try:
         if given.size < 8 or given.per_class < 1 or given.seed < 0:

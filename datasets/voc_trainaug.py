@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Makes PASCAL VOC 2012's segmentation list ``trainaug`` and its masks from the SBD release.
 
 Writes ``SegmentationClassAug/*.png`` and ``ImageSets/Segmentation/trainaug.txt`` into the VOC2012
@@ -32,7 +31,7 @@ from mnv2det.errors import DataError, Mnv2detError
 from mnv2det.structures import IGNORE, VOC_MASK_CLASSES
 
 MASKS, LISTS = "SegmentationClassAug", "ImageSets/Segmentation"
-TRAINAUG = 10_582  # images, as in every published figure with this list
+TRAINAUG = 10_582  # images, as in every published result with this list
 MOST_BYTES = 2**26  # of one file in the archive; SBD's have some 10,000
 
 
@@ -42,15 +41,15 @@ def build(voc: Path, sbd: Path, *, expect: int = TRAINAUG, force: bool = False) 
     Args:
         voc: The VOC2012 folder.
         sbd: SBD's ``benchmark_RELEASE`` folder, or its archive, which is read but not unpacked.
-        expect: Number of images there must be.
+        expect: How many images the list must have.
         force: Whether what an earlier run wrote is replaced.
 
     Returns:
         The number of images.
 
     Raises:
-        DataError: Something is missing, damaged, of the wrong size or there already; nothing was
-            written then.
+        DataError: Something is missing, damaged, of the wrong size or exists already. In that case nothing was
+            written.
     """
     listed = voc / LISTS / "trainaug.txt"
     for path in (voc / MASKS, listed):
@@ -177,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("voc", type=Path, metavar="VOC2012", help="such as datasets/VOCdevkit/VOC2012")
     parser.add_argument("sbd", type=Path, metavar="SBD", help="benchmark_RELEASE, or the archive benchmark.tgz itself")
     parser.add_argument(
-        "--expect", type=int, default=TRAINAUG, metavar="N", help="images there must be (default: %(default)s)"
+        "--expect", type=int, default=TRAINAUG, metavar="N", help="images the list must have (default: %(default)s)"
     )
     parser.add_argument("--force", action="store_true", help="replace what an earlier run wrote")
     given = parser.parse_args(arguments)

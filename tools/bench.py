@@ -1,4 +1,5 @@
-"""``mnv2det bench`` from a checkout: python tools/bench.py --help."""
+#!/usr/bin/env python3
+"""Runs ``mnv2det bench`` from a checkout that is not installed: tools/bench.py --help."""
 
 import sys
 from pathlib import Path

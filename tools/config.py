@@ -1,4 +1,5 @@
-"""``mnv2det config`` from a checkout: python tools/config.py --help."""
+#!/usr/bin/env python3
+"""Runs ``mnv2det config`` from a checkout that is not installed: tools/config.py --help."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""``mnv2det data`` from a checkout: python tools/data.py check --help."""
+#!/usr/bin/env python3
+"""Runs ``mnv2det data`` from a checkout that is not installed: tools/data.py check --help."""
 
 import sys
 from pathlib import Path

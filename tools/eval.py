@@ -1,4 +1,5 @@
-"""``mnv2det eval`` from a checkout: python tools/eval.py --help."""
+#!/usr/bin/env python3
+"""Runs ``mnv2det eval`` from a checkout that is not installed: tools/eval.py --help."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""``mnv2det export`` from a checkout: python tools/export.py --help."""
+#!/usr/bin/env python3
+"""Runs ``mnv2det export`` from a checkout that is not installed: tools/export.py --help."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""``mnv2det grid`` from a checkout: python tools/grid.py --help."""
+#!/usr/bin/env python3
+"""Runs ``mnv2det grid`` from a checkout that is not installed: tools/grid.py --help."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""``mnv2det import-weights`` from a checkout: python tools/import_weights.py --help."""
+#!/usr/bin/env python3
+"""Runs ``mnv2det import-weights`` from a checkout that is not installed: tools/import_weights.py --help."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""``mnv2det paper`` from a checkout: python tools/paper.py --help."""
+#!/usr/bin/env python3
+"""Runs ``mnv2det paper`` from a checkout that is not installed: tools/paper.py --help."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""``mnv2det predict`` from a checkout: python tools/predict.py --help."""
+#!/usr/bin/env python3
+"""Runs ``mnv2det predict`` from a checkout that is not installed: tools/predict.py --help."""
 
 import sys
 from pathlib import Path

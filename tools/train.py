@@ -1,4 +1,5 @@
-"""``mnv2det train`` from a checkout: python tools/train.py --help."""
+#!/usr/bin/env python3
+"""Runs ``mnv2det train`` from a checkout that is not installed: tools/train.py --help."""
 
 import sys
 from pathlib import Path
