@@ -92,12 +92,12 @@ def test_missing_file_names_the_nearest(small: Path):
     assert message(small.with_name("smal.yaml")).endswith("smal.yaml: no such config file; did you mean 'small.yaml'?")
 
 
-def test_base_name_too_long_for_a_file(tmp_path: Path):
+def test_base_name_too_long_for_a_file_is_refused(tmp_path: Path):
     assert "no such config file" in message(write(tmp_path, "top.yaml", "base: " + "x" * 1000))
 
 
 @pytest.mark.parametrize("base", ["3", "[a.yaml, 3]", "{a: b}"])
-def test_base_must_name_files(tmp_path: Path, base: str):
+def test_base_that_names_no_file_is_refused(tmp_path: Path, base: str):
     top = write(tmp_path, "top.yaml", f"base: {base}")
     assert message(top).startswith(f"{top}: base: expected a file name or a list of them, got")
 
@@ -175,12 +175,12 @@ def test_last_override_wins(small: Path):
 
 
 @pytest.mark.parametrize("override", ["seed", "=1", "a..b=1", ".seed=1", ""])
-def test_override_without_key_or_value(small: Path, override: str):
+def test_override_without_key_or_value_is_refused(small: Path, override: str):
     assert message(small, override) == f"override '{override}': expected key.sub=value"
 
 
 @pytest.mark.parametrize("override", ["seed=[", "seed=${", "seed={a: ", "seed=!!int ''", "seed=!!bool x"])
-def test_override_that_is_no_yaml(small: Path, override: str):
+def test_override_that_is_no_yaml_is_refused(small: Path, override: str):
     assert message(small, override).startswith(f"override '{override}': not a YAML value: ")
 
 
@@ -272,7 +272,7 @@ def test_value_out_of_range_names_key_expectation_and_value(small: Path, overrid
     assert message(small, override) == f"{small}: {expected}"
 
 
-def test_task_name_must_be_usable_as_a_prefix(tmp_path: Path):
+def test_task_name_that_cannot_be_a_prefix_is_refused(tmp_path: Path):
     path = write(tmp_path, "a.yaml", SMALL.replace("det:", "a/b:"))
     assert message(path) == f"{path}: tasks.a/b: expected a name of letters, digits and _, got 'a/b'"
 
@@ -315,12 +315,12 @@ def test_damaged_yaml_names_the_file_in_one_short_line(tmp_path: Path, text: str
 
 
 @pytest.mark.parametrize("text", ["- a\n- b", "1: 2"])
-def test_top_must_be_a_mapping(tmp_path: Path, text: str):
+def test_top_that_is_no_mapping_is_refused(tmp_path: Path, text: str):
     path = write(tmp_path, "a.yaml", text)
     assert message(path) == f"{path}: a mapping of keys was expected at the top"
 
 
-def test_bytes_that_are_no_text(tmp_path: Path):
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path):
     path = tmp_path / "a.yaml"
     path.write_bytes(b"seed: \xff\xfe")
     assert message(path).startswith(f"{path}: not a YAML config: ")

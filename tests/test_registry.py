@@ -130,7 +130,7 @@ def test_bind_reports_all_problems_at_once(things: Registry[Any]):
         ("mode", 1),
     ],
 )
-def test_types_are_strict(things: Registry[Any], key: str, value: Any):
+def test_value_of_another_type_is_refused(things: Registry[Any], key: str, value: Any):
     found = problems(things, **{key: value})
     assert len(found) == 1
     assert found[0].startswith(f"x.args.{key}")
@@ -209,7 +209,7 @@ def test_data_root_and_bad_data_are_injected():
     assert {"classes", "root", "bad_data"} <= INJECTED
 
 
-def test_build_passes_given_bound_and_injected(things: Registry[Any]):
+def test_build_passes_positional_bound_and_injected_arguments(things: Registry[Any]):
     made = things.build("thing", {"count": 3, "shape": [1, 2]}, "first", place="x", classes=7)
     assert made.made_of == ("first", 3, 1.0, (1, 2), None, False, "a", 7)
 

@@ -37,21 +37,21 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: All problems in one line.
     """
-    inherits = config.model.weights is not None
-    components: list[tuple[Registry[Any], Component, str, bool]] = [
-        (BACKBONES, config.model.backbone, "model.backbone", inherits),
-        (DATASETS, config.data.train, "data.train", False),
-        (DATASETS, config.data.val, "data.val", False),
-        (AUGMENTATIONS, config.data.augment, "data.augment", False),
-        (OPTIMIZERS, config.optim.optimizer, "optim.optimizer", False),
-        (SCHEDULES, config.optim.schedule, "optim.schedule", False),
+    components: list[tuple[Registry[Any], Component, str]] = [
+        (BACKBONES, config.model.backbone, "model.backbone"),
+        (DATASETS, config.data.train, "data.train"),
+        (DATASETS, config.data.val, "data.val"),
+        (AUGMENTATIONS, config.data.augment, "data.augment"),
+        (OPTIMIZERS, config.optim.optimizer, "optim.optimizer"),
+        (SCHEDULES, config.optim.schedule, "optim.schedule"),
     ]
     for name, task in config.tasks.items():
-        components.append((HEADS, task.head, f"tasks.{name}.head", inherits))
-        components.append((EVALUATORS, task.evaluator, f"tasks.{name}.evaluator", False))
+        components.append((HEADS, task.head, f"tasks.{name}.head"))
+        components.append((EVALUATORS, task.evaluator, f"tasks.{name}.evaluator"))
+    from_weights = (BACKBONES, HEADS) if config.model.weights else ()
     bind_all(
-        ComponentArgs(registry, component.name, component.args, place, partial)
-        for registry, component, place, partial in components
+        ComponentArgs(registry, component.name, component.args, place, partial=registry in from_weights)
+        for registry, component, place in components
     )
 
 

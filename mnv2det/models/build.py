@@ -49,24 +49,25 @@ def assemble(
     Raises:
         ConfigError: A component or argument is wrong; all problems in one message.
     """
-    backbone_args, *args_of_heads = bind_all(
+    backbone_args, *head_args = bind_all(
         [
             ComponentArgs(BACKBONES, backbone["name"], backbone["args"], "model.backbone"),
             *(ComponentArgs(HEADS, head["name"], head["args"], f"tasks.{task}.head") for task, head in heads.items()),
         ]
     )
     trunk = BACKBONES.get(backbone["name"])(**backbone_args)
-    head_specs = {
-        task: {"name": head["name"], "args": args}
-        for (task, head), args in zip(heads.items(), args_of_heads, strict=True)
-    }
-    built = {
-        task: HEADS.get(spec["name"])(trunk.features, classes=len(classes[task]), **spec["args"])
-        for task, spec in head_specs.items()
-    }
     # with every default spelled out, so that weight files outlive a changed one
-    spec = {"backbone": {"name": backbone["name"], "args": backbone_args}, "heads": head_specs}
+    spec = {"backbone": _spelled_out(backbone["name"], backbone_args), "heads": {}}
+    built = {}
+    for (task, head), args in zip(heads.items(), head_args, strict=True):
+        built[task] = HEADS.get(head["name"])(trunk.features, classes=len(classes[task]), **args)
+        spec["heads"][task] = _spelled_out(head["name"], args)
     return Model(trunk, built, preprocess=preprocess, classes=classes, spec=spec)
+
+
+def _spelled_out(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """A component as a weight file's header states it."""
+    return {"name": name, "args": {key: plain(value) for key, value in args.items()}}
 
 
 def from_config(

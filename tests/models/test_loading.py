@@ -92,7 +92,7 @@ def test_other_classes_restart_their_rows_alone_and_it_is_said(saved, classes: l
 def test_a_head_takes_its_structure_from_the_weights_unless_told_otherwise(saved):
     config = ModelConfig(input_size=[64, 96], weights=str(saved[0]))
     model, notes = from_config(config, {"boxes": TaskConfig(head=Component("ssdlite"))}, {"boxes": NAMES})
-    assert model.spec["heads"]["boxes"]["args"]["extras"] == (16, 16)
+    assert model.spec["heads"]["boxes"]["args"]["extras"] == [16, 16]
     assert any("loaded heads.boxes" in note for note in notes), "another task name, the same kind of head"
     told = TaskConfig(head=Component("ssdlite", {"score": "softmax"}))
     _, notes = from_config(config, {"det": told}, {"det": NAMES})
