@@ -101,4 +101,5 @@ def _note(differences: Differences, task: str, ours: Result, theirs: Any, *, ful
 
 
 def _most(predictor: Predictor, task: str) -> int:
-    return int(getattr(predictor.heads[task], "max_detections", 1 << 62))
+    settings = predictor.heads[task].detection_settings
+    return settings.max_detections if settings else 1 << 62

@@ -18,12 +18,13 @@ from torch.fx import GraphModule
 
 from mnv2det.errors import ConfigError, WeightsError, near
 from mnv2det.export.graph import Complete, Raw
-from mnv2det.export.ops import onnx_translations, suppress_greedily, suppress_in_onnx
+from mnv2det.export.ops import onnx_translations, suppress_in_onnx
 from mnv2det.export.split import split_channels
 from mnv2det.io import import_optional
 from mnv2det.models.head import Dense
 from mnv2det.models.model import Model
 from mnv2det.models.weight_file import HEADER_KEY, Header
+from mnv2det.ops.nms import suppress_greedily
 
 Format = Literal["onnx", "openvino", "torch"]
 Form = Literal["raw", "complete"]

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mnv2det.errors import ConfigError, WeightsError
-from mnv2det.models.backbone import Backbone, Features, collect, split_tap
+from mnv2det.models.backbone import Backbone, Features, collect, read_taps, split_tap
 from mnv2det.models.layers import (
     Activation,
     ConvNorm,
@@ -17,7 +17,6 @@ from mnv2det.models.layers import (
     check_width,
     init_weights,
     make_divisible,
-    subsample,
 )
 from mnv2det.registry import BACKBONES
 from mnv2det.structures import FeatureInfo
@@ -121,26 +120,20 @@ class MobileNetV2(Backbone):
         init_weights(self)
 
     def forward(self, images: Tensor, taps: Iterable[str] = ("last",)) -> dict[str, Tensor]:
-        """Computes the tapped features, and nothing behind the last of them.
-
-        Args:
-            images: float (B, 3, H, W), normalised as the weights expect.
-            taps: Names from `features`, each with an optional ``/stride``.
-
-        Returns:
-            Each tap's (B, C, H / stride, W / stride).
-        """
+        """See `Backbone`."""
         taps = tuple(taps)
         names, end = {split_tap(tap)[0] for tap in taps}, f"block{len(self.blocks)}"
-        found = collect(images, {end if name == "last" else name for name in names}, self._walk(images))
-        # the last convolution is a 1x1, so the positions that nobody reads need not be computed
-        strides = [split_tap(tap)[1] or self.features[tap].stride for tap in taps if split_tap(tap)[0] == "last"]
-        if strides and self.last is not None:
-            found["last"] = self.last(self._read(f"{end}/{min(strides)}", found[end]))
-        return {tap: self._read(tap, found[split_tap(tap)[0]], min(strides, default=0)) for tap in taps}
+        values = collect(images, {end if name == "last" else name for name in names}, self._walk(images))
+        strides = {name: self.features[name].stride for name in values}
+        if "last" in names and self.last is not None:
+            # it is a 1x1 convolution, so the positions that nobody reads need not be computed
+            strides["last"] = self.features.finest_stride("last", taps)
+            tap = f"{end}/{strides['last']}"
+            values["last"] = self.last(read_taps([tap], values, strides, self.padding)[tap])
+        return read_taps(taps, values, strides, self.padding)
 
     def truncate(self, taps: Iterable[str]) -> None:
-        """Drops the layers that no tap needs, so that they are neither stored nor counted."""
+        """See `Backbone`."""
         names = {split_tap(tap)[0] for tap in taps}
         if "last" in names:
             return
@@ -153,7 +146,7 @@ class MobileNetV2(Backbone):
             del self.blocks[-1].depthwise, self.blocks[-1].project
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """The layers in order, by the name of what each computes (for freezing up to one)."""
+        """See `Backbone`."""
         blocks = [(f"block{number}", block) for number, block in enumerate(self.blocks, 1)]
         return [("stem", self.stem), *blocks, *([("last", self.last)] if self.last is not None else [])]
 
@@ -168,12 +161,6 @@ class MobileNetV2(Backbone):
             yield f"block{number}.expand", widened
             x = block.finish(x, widened)
             yield f"block{number}", x
-
-    def _read(self, tap: str, value: Tensor, last: int = 0) -> Tensor:
-        """A feature at the stride its tap asks for; ``last`` is the stride the last one was computed at."""
-        name, stride = split_tap(tap)
-        own = last if name == "last" else self.features[name].stride
-        return value if stride is None else subsample(value, stride // own, self.padding)
 
 
 def width_of(stem: int, outputs: list[int], *, where: str) -> float:

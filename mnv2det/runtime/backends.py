@@ -23,7 +23,7 @@ from mnv2det.io import cores, import_optional
 from mnv2det.models.head import Head
 from mnv2det.models.model import Model
 from mnv2det.models.weight_file import Header
-from mnv2det.runtime.openvino_detections import FRAME, Shortlist, describe, shorten
+from mnv2det.runtime.openvino_detections import FRAME, GraphDetections, add_detections, write_frame
 from mnv2det.runtime.strips.backbone import memory_efficient
 from mnv2det.structures import Frame, Result
 
@@ -173,7 +173,7 @@ class OpenVinoBackend(Backend):
         }
         self.usual = (1, *self.metadata.header.preprocess.input_size, 3) if self.metadata.form == "raw" else None
         self.heads: Mapping[str, Head] = {}
-        self.shortlists: list[Shortlist] = []
+        self.shortlists: list[GraphDetections] = []
 
     def attach_heads(self, heads: Mapping[str, Head]) -> None:
         """See `Backend`: it takes over what detectors do with their best candidates."""
@@ -190,7 +190,7 @@ class OpenVinoBackend(Backend):
             request, described = self._compile(usual=usual).create_infer_request(), None
         shortlists = self.shortlists if usual and frame is not None else []
         if shortlists and frame is not None and frame != described:
-            describe(frame, request.get_tensor(FRAME).data)
+            write_frame(frame, request.get_tensor(FRAME).data)
             described = frame
         # infer() would make arrays of all outputs
         request.set_tensor(INPUT, self.tensor(image, shared_memory=image.flags.writeable))
@@ -213,7 +213,7 @@ class OpenVinoBackend(Backend):
                 network = self.network.clone()
                 if usual:
                     network.reshape(list(self.usual or ()))
-                    self.shortlists = shorten(network, self.heads, self.metadata.header.preprocess.input_size)
+                    self.shortlists = add_detections(network, self.heads, self.metadata.header.preprocess.input_size)
                 self.compiled[usual] = self.core.compile_model(network, "CPU", self.settings)
             return self.compiled[usual]
 
