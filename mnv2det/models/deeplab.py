@@ -191,7 +191,7 @@ class MobileDeepLab(Dense):
         return largest.sum() / count.clamp(min=1e-6)
 
     def scores(self, raw: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
-        """Class probabilities float32 (B, K, H, W) at ``size``, to be averaged over scales."""
+        """See `Dense`."""
         return enlarge(raw["logits"], size).softmax(dim=1)
 
     def decode(self, raw: Mapping[str, Tensor], frames: Sequence[Frame]) -> list[Segmentation]:
@@ -218,7 +218,7 @@ class MobileDeepLab(Dense):
 
 
 def _weigh(weights: Tensor, masks: Tensor) -> Tensor:
-    """Sum of the weights of all labelled pixels."""
+    """The sum of the class weights of all labelled pixels."""
     counts = torch.bincount(masks.flatten(), minlength=IGNORE + 1)[: len(weights)]
     return (counts * weights).sum()
 

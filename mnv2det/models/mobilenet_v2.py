@@ -35,19 +35,19 @@ class MobileNetV2(Backbone):
     Args:
         width: Multiplier of all channel counts but the last, which never shrinks below 1280
             (paper, section 5: "for multipliers less than one").
-        output_stride: 32, 16 or 8. A layer that would pass it loses its stride but keeps the
-            dilation it had; only later layers double theirs. So the last map, read at stride 32
+        output_stride: 32, 16 or 8. A layer that would exceed it loses its stride but keeps its
+            dilation; only later layers double theirs. So the last map, read at stride 32
             (tap ``last/32``), is the same for every output stride.
         padding: ``symmetric`` (torchvision's weights) or ``same`` (TensorFlow's).
-        norm_eps: Of batch norm. 1e-3 in TensorFlow, 1e-5 in torchvision's weights.
+        norm_eps: Epsilon of batch norm: 1e-3 in TensorFlow, 1e-5 in torchvision's weights.
         norm_momentum: Weight of the newest batch in the running statistics. 0.03 suits short
             schedules; the authors used 0.0003 (decay .9997).
-        expansion: t of all rows but the first, whose t is 1. This and what follows are for the paper's
-            ablations (section 6.4); no published weights have other values.
-        act: Inside the bottlenecks, and of the first and last convolution.
-        bottleneck_act: Behind the projection, before the shortcut's sum; the paper's bottlenecks are linear.
-        shortcut: What it joins: ``bottleneck``, the thin ends; ``expansion``, the expanded tensors of
-            consecutive blocks, in the same places; ``none``.
+        expansion: t of all rows of Table 2 but the first, whose t is 1. This and the following arguments are for
+            the paper's ablations (section 6.4); no published weights have other values.
+        act: Activation inside the bottlenecks, and of the first and last convolution.
+        bottleneck_act: Activation behind the projection, before the shortcut is added; the paper's is linear.
+        shortcut: What shortcuts connect: ``bottleneck``, the thin tensors; ``expansion``, the expanded tensors of
+            consecutive blocks, in the same blocks; ``none`` leaves them out.
 
     Raises:
         ConfigError: ``width`` or ``expansion`` is out of its range.
@@ -78,7 +78,7 @@ class MobileNetV2(Backbone):
         known = {"image": FeatureInfo(3, 1), "stem": FeatureInfo(channels, 2)}
         self.blocks = nn.ModuleList()
         stride, dilation = 2, 1
-        # blocks whose expanded tensor is added to the next one's
+        # blocks whose expanded tensor is added to that of the next block
         self.carrying: set[int] = set()
         for published, base, repeats, first_stride in TABLE_2:
             times = expansion if published > 1 else 1
@@ -90,7 +90,7 @@ class MobileNetV2(Backbone):
                     step, lost = 1, step
                 if times > 1:
                     known[f"block{number}.expand"] = FeatureInfo(channels * times, stride)
-                # a layer that lost its stride still is the first of its row: no shortcut
+                # a layer that lost its stride is still the first of its row, which has no shortcut
                 joins = step == 1 and lost == 1 and channels == outputs
                 if joins and shortcut == "expansion" and times > 1:
                     self.carrying.add(number)
@@ -142,7 +142,7 @@ class MobileNetV2(Backbone):
         depth = max(depths.values(), default=0)
         del self.blocks[depth:]
         if depth and f"block{depth}" not in names:
-            # only its expanded tensor is read
+            # only the expanded tensor of the last block is read
             del self.blocks[-1].depthwise, self.blocks[-1].project
 
     def stages(self) -> list[tuple[str, nn.Module]]:
@@ -164,11 +164,11 @@ class MobileNetV2(Backbone):
 
 
 def width_of(stem: int, outputs: list[int], *, where: str) -> float:
-    """The width multiplier whose channel counts these are.
+    """Finds the width multiplier that gives these channel counts.
 
     Args:
         stem: Channels of the first convolution.
-        outputs: Channels of the 17 bottlenecks.
+        outputs: Output channels of the 17 bottlenecks.
         where: Name of the source, for messages.
 
     Raises:
