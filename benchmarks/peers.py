@@ -11,6 +11,7 @@ same round.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -187,7 +188,7 @@ def by_hand(path: Path, header, head, threshold: float, iou: float, threads: int
             chosen = cv2.dnn.NMSBoxes(wide.tolist(), scores[rows, label].tolist(), threshold, iou)
             kept += [(scores[row, label], label - private, boxes[row]) for row in rows[np.asarray(chosen, int)]]
         kept.sort(key=lambda item: -item[0])
-        return len(kept[: head.max_detections])
+        return len(kept[: head.detection_settings.max_detections])
 
     return run
 
@@ -241,7 +242,7 @@ def measure(given, weights: Path, paths: dict[str, Path], pictures: list[np.ndar
         ours["openvino, bf16"] = Predictor(
             paths["fp32"], backend="openvino", threads=given.threads, precision="bf16", heads=heads
         )
-    head.max_detections = 100
+    head.detection_settings = dataclasses.replace(head.detection_settings, max_detections=100)
     runs: dict[str, Run] = {
         "torchvision ssdlite320_mobilenet_v3_large": torchvision_run(
             torchvision_v3(head.classes, share, threshold, given.iou, 100)

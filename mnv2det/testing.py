@@ -13,23 +13,27 @@ from mnv2det.data.dataset import Dataset
 from mnv2det.data.transforms import Transform
 from mnv2det.models.backbone import Backbone
 from mnv2det.models.head import Head
+from mnv2det.ops.geometry import GraphFrame
+from mnv2det.ops.nms import suppress_greedily
 from mnv2det.ranges import convert, limits_of, numbers_in
 from mnv2det.registry import Registry
-from mnv2det.structures import Detections, Frame, Sample, Scores, Segmentation
+from mnv2det.structures import Detections, Frame, Result, Sample, Scores, Segmentation, Target
+
+INPUT = (64, 96)  # (H, W) of the pictures that backbones and heads are tried with
 
 
 def assert_backbone(backbone: Backbone) -> None:
-    """Every feature has the channels and stride that ``features`` states, in train and eval mode."""
+    """Checks that features have the channels and strides stated, in train and eval mode, and that stages are whole."""
     taps = list(backbone.features)
     assert "image" in taps, "a backbone offers its input as feature 'image'"
     for training in (True, False):
         backbone.train(training)
-        found = backbone(torch.rand(2, 3, 64, 96), taps)
-        assert list(found) == taps
+        features = backbone(torch.rand(2, 3, *INPUT), taps)
+        assert list(features) == taps
         for tap in taps:
-            info = backbone.features[tap]
-            wanted = (2, info.channels, -(-64 // info.stride), -(-96 // info.stride))
-            assert tuple(found[tap].shape) == wanted, f"feature {tap}: {tuple(found[tap].shape)}, stated {wanted}"
+            channels, stride = backbone.features[tap]
+            stated = (2, channels, -(-INPUT[0] // stride), -(-INPUT[1] // stride))
+            assert tuple(features[tap].shape) == stated, f"feature {tap}: {tuple(features[tap].shape)}, stated {stated}"
     names = [name for name, _ in backbone.stages()]
     assert len(set(names)) == len(names), "stages need different names"
     owned = {id(p) for _, stage in backbone.stages() for p in stage.parameters()}
@@ -46,45 +50,105 @@ def assert_arguments(registry: Registry[Any], name: str) -> None:
 
 
 def assert_head(kind: type[Head], backbone: Backbone, *, classes: int = 3) -> None:
-    """Raw tensors alike in train and eval mode, finite losses with gradients, results in range, the same if folded."""
+    """Checks what `mnv2det.models.head.Head` describes.
+
+    Raw tensors are the same in train and eval mode; losses are finite, have gradients, and are divided by what
+    `loss_normalizer` says; results are in range; an export computes the same results.
+
+    Args:
+        kind: The class of the head.
+        backbone: Any backbone with the features that the head reads.
+        classes: Number of classes that it is built for.
+    """
     head = kind(backbone.features, classes=classes)
-    features = backbone.eval()(torch.rand(2, 3, 64, 96), head.taps)
+    with torch.no_grad():
+        features = backbone.eval()(torch.rand(2, 3, *INPUT), head.taps)
     shapes = [{key: tuple(value.shape) for key, value in head.train(mode)(features).items()} for mode in (True, False)]
     assert shapes[0] == shapes[1], "raw tensors differ between train and eval mode"
-    annotated: dict[str, torch.Tensor] = {
-        "boxes": torch.tensor([[4.0, 4, 40, 50]]),
-        "labels": torch.tensor([classes - 1]),
-        "ignore": torch.tensor([False]),
-        "mask": torch.randint(0, classes, (64, 96)),
-        "label": torch.tensor(classes - 1),
-    }
+    annotated = Target(
+        boxes=torch.tensor([[4.0, 4, 40, 50]]),
+        labels=torch.tensor([classes - 1]),
+        ignore=torch.tensor([False]),
+        mask=torch.randint(0, classes, INPUT),
+        label=torch.tensor(classes - 1),
+    )
     assert set(head.needs) <= annotated.keys()
     assert head.target_key in ("labels", "mask", "label")
-    cases: list[list[Any]] = [[annotated, annotated], [annotated, {}], [{}, {}]]
+    _assert_losses(head.train(), features, annotated)
+    _assert_results(head.eval(), features, classes)
+    rows, parameters = head.class_rows(), dict(head.named_parameters())
+    assert rows, "some parameters have a row per class"
+    for name, row in rows.items():
+        assert len(parameters[name]) == row.groups * (row.private + classes), f"rows of {name}"
+
+
+def _assert_losses(head: Head, features: Mapping[str, torch.Tensor], annotated: Target) -> None:
+    cases: list[list[Target]] = [[annotated, annotated], [annotated, {}], [{}, {}]]
     for targets in cases:
-        losses = head.train().loss(head(features), targets)
+        losses = head.loss(head(features), targets)
         total = torch.stack(list(losses.values())).sum()
         head.zero_grad()
-        total.backward(retain_graph=True)
+        total.backward()
         assert total.isfinite()
         assert all(p.grad is not None for p in head.parameters()), "a parameter gets no gradient"
         if targets == [{}, {}]:
             assert float(total.detach()) == 0, "images without annotation must add nothing"
-    with torch.no_grad():
-        frames = [Frame((480, 640), (64, 96)), Frame((30, 20), (64, 43))]
-        results = head.eval().decode(head(features), frames)
+    if type(head).loss_normalizer is Head.loss_normalizer:
+        return
+
+    def undivided(raw: Mapping[str, torch.Tensor], targets: list[Target]) -> torch.Tensor:
+        losses = torch.stack(list(head.loss(raw, targets).values()))
+        return losses.sum().detach() * max(head.loss_normalizer(targets, INPUT))
+
+    raw, fixed = head(features), head.constants(INPUT)
+    first, second = ({k: v if k in fixed else v[i : i + 1] for k, v in raw.items()} for i in (0, 1))
+    torch.testing.assert_close(
+        undivided(first, [annotated]) + undivided(second, [annotated]),
+        undivided(raw, [annotated, annotated]),
+        rtol=1e-4,
+        atol=1e-4,
+        msg="loss_normalizer() is not what the loss is divided by",
+    )
+
+
+@torch.no_grad()
+def _assert_results(head: Head, features: Mapping[str, torch.Tensor], classes: int) -> None:
+    frames = [Frame((480, 640), INPUT), Frame((30, 20), (INPUT[0], 43))]
+    results = list(head.decode(head(features), frames))
     assert len(results) == 2
-    for result, (height, width) in zip(results, [(480, 640), (30, 20)], strict=True):
-        _assert_result(result, height, width, classes)
-    with torch.no_grad():
-        folded = copy.deepcopy(head)
-        folded.fold()
-        after = folded.decode({**folded.forward_export(features), **folded.constants((64, 96))}, frames)
-    torch.testing.assert_close([vars(r) for r in after], [vars(r) for r in results], msg="fold() changes results")
+    for result, frame in zip(results, frames, strict=True):
+        _assert_result(result, *frame.size, classes)
+    small = copy.deepcopy(head)
+    small.drop_training_parts()
+    raw = small.forward_export(features)
+    after = small.decode({**raw, **small.constants(INPUT)}, frames)
+    torch.testing.assert_close(
+        [vars(result) for result in after],
+        [vars(result) for result in results],
+        msg="drop_training_parts() or forward_export() changes results",
+    )
+    if type(head).export_outputs is Head.export_outputs:
+        return
+    for index, (size, used) in enumerate(frames):
+        graph_frame = GraphFrame(*size, torch.tensor(size).double(), torch.tensor(used).double())
+        outputs = small.export_outputs({**raw, **small.export_constants(INPUT)}, graph_frame, suppress_greedily)
+        _assert_same(small.result_from_export(outputs, index), results[index])
+
+
+def _assert_same(exported: Result, decoded: Result) -> None:
+    """Compares what does not depend on the order in which nearly equal scores are taken."""
+    assert type(exported) is type(decoded)
+    if isinstance(exported, Segmentation) and isinstance(decoded, Segmentation):
+        assert float((exported.mask == decoded.mask).float().mean()) > 0.99, "export_outputs() gives another mask"
+    elif isinstance(exported, Detections | Scores):
+        name = "scores" if isinstance(exported, Detections) else "probabilities"
+        torch.testing.assert_close(
+            getattr(exported, name), getattr(decoded, name), msg=f"export_outputs() gives other {name}"
+        )
 
 
 def assert_dataset(dataset: Dataset, *, most: int = 20) -> None:
-    """Images are uint8 RGB, boxes inside them, labels have names, ids differ, reading repeats itself."""
+    """Checks that images are uint8 RGB, boxes inside them, labels named, ids different, and that reading repeats."""
     ids = [dataset.image_id(index) for index in range(len(dataset))]
     assert len(set(ids)) == len(ids) > 0, "image ids must differ"
     for index in range(min(most, len(dataset))):
@@ -97,7 +161,7 @@ def assert_dataset(dataset: Dataset, *, most: int = 20) -> None:
 
 
 def assert_augmentation(transform: Transform, dataset: Dataset, *, size: tuple[int, int], most: int = 20) -> None:
-    """The output has the size, boxes stay inside, and the same seed gives the same picture."""
+    """Checks that pictures get the size, boxes stay inside, and the same seed gives the same picture."""
     for index in range(min(most, len(dataset))):
         sample = dataset.read(index)
         before = sample.image.copy()
@@ -110,7 +174,7 @@ def assert_augmentation(transform: Transform, dataset: Dataset, *, size: tuple[i
 
 
 def perfect_detections(truth: Mapping[str, Any]) -> Detections:
-    """Detections that equal the ground truth, for trying an evaluator."""
+    """Makes detections that equal the ground truth, for trying an evaluator."""
     boxes = torch.as_tensor(np.array(truth["boxes"], np.float32))
     return Detections(boxes, torch.linspace(1, 0.5, len(boxes)), torch.as_tensor(np.array(truth["labels"], np.int64)))
 

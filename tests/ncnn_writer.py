@@ -204,7 +204,8 @@ def write_head(net: Layers, head: SSDLite, levels: Sequence[tuple[str, int]], si
     kind, settings = ("Softmax", "0=1 1=1") if head.softmax else ("Sigmoid", "")
     scores = net.add(kind, "mbox_conf_score", [scores], settings)
     scores = net.add("Flatten", "mbox_conf_flatten", [scores])
-    settings = f"0={rows} 1={head.nms_iou:.6f} 2=100 3={head.max_detections} 4=0.350000"
+    limits = head.detection_settings
+    settings = f"0={rows} 1={limits.nms_iou:.6f} 2=100 3={limits.max_detections} 4=0.350000"
     net.add("DetectionOutput", "detection_out", [boxes, scores, priors], settings)
 
 

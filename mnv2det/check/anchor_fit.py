@@ -21,6 +21,7 @@ from mnv2det.models.build import from_config
 from mnv2det.models.model import Model
 from mnv2det.ops.boxes import area, intersection
 from mnv2det.ops.geometry import place
+from mnv2det.registry import HEADS
 from mnv2det.structures import Preprocess
 
 BLOCK = 2**23  # pairs of box and anchor compared at once
@@ -126,7 +127,8 @@ def config_detector(
     if config.model.weights and weights is None and not config.model.weights.startswith("torchvision:"):
         remarks.append(f"{config.model.weights}: not there; anchors are those of the config alone")
     shape = list(size) if size else config.model.input_size
-    tasks = {name: part for name, part in config.tasks.items() if part.head.name == "ssdlite"} or config.tasks
+    detectors = {name: part for name, part in config.tasks.items() if HEADS.get(part.head.name).target_key == "labels"}
+    tasks = detectors or config.tasks
     classes = {name: list(names) or ["object"] for name in tasks}
     plain = dataclasses.replace(config.model, input_size=shape, weights=None, freeze=None)
     try:
@@ -139,10 +141,10 @@ def config_detector(
 
 def _of_model(model: Model, name: str) -> Detector | None:
     for task, head in model.heads.items():
-        fixed = head.constants(model.preprocess.input_size)  # type: ignore[operator]
-        if "anchors" in fixed:
-            threshold = float(getattr(head, "match_iou", 0.5))
-            return Detector(name if len(model.heads) == 1 else task, fixed["anchors"], threshold, model.preprocess)
+        coding = head.anchor_coding()  # type: ignore[operator]
+        if coding is not None:
+            anchors = head.constants(model.preprocess.input_size)[coding.anchors]  # type: ignore[operator]
+            return Detector(name if len(model.heads) == 1 else task, anchors, coding.match_iou, model.preprocess)
     return None
 
 

@@ -318,7 +318,9 @@ def _thresholds(given: argparse.Namespace) -> dict[str, dict[str, Any]] | None:
     from mnv2det.runtime.predictor import header_of
 
     detectors = [
-        task for task, head in header_of(given.source).heads.items() if HEADS.get(head["name"]).target_key == "labels"
+        task
+        for task, head in header_of(given.source).heads.items()
+        if args.keys() <= HEADS.parameters(head["name"]).keys()
     ]
     if not detectors:
         raise ConfigError(f"{given.source}: has no detector, which --score-threshold and its like are for")

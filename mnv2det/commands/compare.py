@@ -66,7 +66,8 @@ def compare(reference: Predictor, other: Predictor, pictures: Iterable[NDArray[n
         expected, results = reference(picture), other(picture)
         for task, result in expected.items():
             # a head that keeps only so many boxes fills its list
-            full = int(getattr(reference.heads[task], "max_detections", 1 << 62))
+            settings = reference.heads[task].detection_settings
+            full = settings.max_detections if settings else 1 << 62
             _note(differences, task, result, results[task], full=full)
     if not differences.pictures:
         raise DataError("no picture to compare on")

@@ -9,21 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from mnv2det.errors import ConfigError
-from mnv2det.export.ops import Suppress, fit, keep_best, label, spread_of, suppress_greedily
-from mnv2det.models.classifier import Classifier
-from mnv2det.models.deeplab import MobileDeepLab
+from mnv2det.export.ops import fit
+from mnv2det.models.head import Head
 from mnv2det.models.layers import ConvNorm
 from mnv2det.models.model import Model
-from mnv2det.models.ssdlite import SSDLite
-from mnv2det.ops.boxes import decode
+from mnv2det.ops.nms import Suppress, suppress_greedily
 from mnv2det.ops.padding import same_padding
 
 
 class Folded(nn.Module):
-    """A `ConvNorm` in evaluation as one convolution.
-
-    Unlike it, this one can be traced for pictures of any size.
-    """
+    """A `ConvNorm` in evaluation as one convolution, which can be traced for pictures of any size."""
 
     def __init__(self, block: ConvNorm) -> None:
         super().__init__()
@@ -53,50 +48,50 @@ class Folded(nn.Module):
         x = self.conv(x)
         if self.high is None:
             return x
-        # in place an export of it takes many times longer
+        # torch.export takes many times longer if this is done in place
         return x.clamp(0.0, self.high) if torch.compiler.is_exporting() else x.clamp_(0.0, self.high)
 
 
 @torch.no_grad()
 def fold(model: Model) -> Model:
-    """A copy in which every convolution holds its batch norm, without what only training needs."""
+    """Copies a model such that every convolution contains its batch norm, without what only training needs."""
     copied = copy.deepcopy(model).eval()
     for parent in list(copied.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, ConvNorm):
                 setattr(parent, name, Folded(child))
-    for head in copied.heads.values():
-        head.fold()  # type: ignore[operator]
+    for head in _heads(copied).values():
+        head.drop_training_parts()
     return copied.requires_grad_(False)
 
 
 class Raw(nn.Module):
-    """The network alone.
+    """The network alone, for pictures that have been brought to the input's size.
 
     Args:
-        model: Any; it is copied.
-        dtype: Of its weights and of what it computes with.
+        model: Any model; it is copied.
+        dtype: Type of its weights, and of what it computes with.
     """
 
     def __init__(self, model: Model, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.model, self.dtype = fold(model), dtype
         means, stds = self.model.mean, self.model.std
-        # one number for all channels, where they are alike: other runtimes are faster with it, in either layout
-        self.alike = bool((means == means[:, :1]).all() and (stds == stds[:, :1]).all())
-        if self.alike:
+        # one number for all channels, where they are equal: other runtimes are faster with it, in either layout
+        self.equal_channels = bool((means == means[:, :1]).all() and (stds == stds[:, :1]).all())
+        if self.equal_channels:
             self.model.mean, self.model.std = means[:, :1].clone(), stds[:, :1].clone()
         self.model.backbone.to(dtype)
         self.model.heads.to(dtype)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """What `Head.forward_export` gives, float32, as ``task.name``.
+        """Computes the tensors of `Head.forward_export`, float32, as ``task.name``.
 
         Args:
             image: uint8 (B, H, W, 3), RGB, brought to the input's size.
         """
-        if self.alike:
-            # the turn beside the first convolution, which OpenVINO then leaves out
+        if self.equal_channels:
+            # OpenVINO leaves the permutation out if it is next to the first convolution
             inputs = self.model.normalize(image).permute(0, 3, 1, 2)
         else:
             inputs = self.model.normalize(image.permute(0, 3, 1, 2))
@@ -104,76 +99,51 @@ class Raw(nn.Module):
         features = self.model.backbone(inputs, self.model.taps)
         return {
             f"{task}.{name}": value.float()
-            for task, head in self.model.heads.items()
-            for name, value in head.forward_export(features).items()  # type: ignore[operator]
+            for task, head in _heads(self.model).items()
+            for name, value in head.forward_export(features).items()
         }
 
 
 class Complete(nn.Module):
-    """Pictures in, results out.
+    """A model with all that surrounds it: it takes pictures of any size and returns results.
 
     Args:
-        model: Its heads must be of this package; it is copied.
-        suppress: How it does NMS.
+        model: Its heads must have `Head.export_outputs`; it is copied.
+        suppress: Does the NMS of detectors.
 
     Raises:
-        ConfigError: A head is of another kind.
+        ConfigError: A head has no complete export.
     """
 
     def __init__(self, model: Model, suppress: Suppress = suppress_greedily) -> None:
         super().__init__()
         self.raw, self.preprocess, self.suppress = Raw(model), model.preprocess, suppress
-        size = model.preprocess.input_size
-        shapes = {name: value.shape for name, value in self.raw(torch.zeros(1, *size, 3, dtype=torch.uint8)).items()}
-        for task, head in model.heads.items():
-            if isinstance(head, SSDLite):
-                self.register_buffer(f"{task}_anchors", head.constants(size)["anchors"])
-            elif isinstance(head, MobileDeepLab):
-                for axis, name in enumerate(("rows", "columns")):
-                    low = shapes[f"{task}.logits"][2 + axis]
-                    self.register_buffer(f"{task}_{name}", spread_of(low, size[axis]))
-            elif not isinstance(head, Classifier):
+        self.constants: dict[str, list[str]] = {}
+        for task, head in _heads(model).items():
+            if type(head).export_outputs is Head.export_outputs:
                 raise ConfigError(f"tasks.{task}: no complete export of a {type(head).__name__}; use --form raw")
+            constants = head.export_constants(model.preprocess.input_size)
+            self.constants[task] = list(constants)
+            for name, value in constants.items():
+                self.register_buffer(f"{task}_{name}", value)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Results as ``task.name``.
+        """Computes what `Head.export_outputs` describes, as ``task.name``.
 
         Args:
             image: uint8 (B, H, W, 3), RGB, of any size.
-
-        Returns:
-            Of a detector ``boxes`` (B, N, 4) xyxy in pixels of the pictures, ``scores`` (B, N) falling,
-            ``labels`` (B, N) and ``count`` (B,): how many of the N they are, the rest has score 0. Of
-            a segmenter ``mask`` uint8 (B, H, W). Of a classifier ``probabilities`` (B, K).
         """
-        fitted, size, used = fit(image, self.preprocess)
+        fitted, frame = fit(image, self.preprocess)
         raw = self.raw(fitted)
-        found: dict[str, Tensor] = {}
-        for task, head in self.raw.model.heads.items():
-            if isinstance(head, SSDLite):
-                own = {"logits": raw[f"{task}.logits"], "codes": raw[f"{task}.codes"]}
-                parts = self._detect(head, own, getattr(self, f"{task}_anchors"), size, used)
-                found |= {f"{task}.{name}": value for name, value in parts.items()}
-            elif isinstance(head, MobileDeepLab):
-                spread = (getattr(self, f"{task}_rows"), getattr(self, f"{task}_columns"))
-                found[f"{task}.mask"] = label(raw[f"{task}.logits"], spread, image, used)
-            else:
-                found[f"{task}.probabilities"] = raw[f"{task}.logits"].softmax(dim=1)
-        return found
+        outputs: dict[str, Tensor] = {}
+        for task, head in _heads(self.raw.model).items():
+            prefix = f"{task}."
+            tensors = {name.removeprefix(prefix): raw[name] for name in raw if name.startswith(prefix)}
+            tensors |= {name: getattr(self, f"{task}_{name}") for name in self.constants[task]}
+            results = head.export_outputs(tensors, frame, self.suppress)
+            outputs |= {f"{prefix}{name}": value for name, value in results.items()}
+        return outputs
 
-    def _detect(
-        self, head: SSDLite, raw: Mapping[str, Tensor], anchors: Tensor, size: Tensor, used: Tensor
-    ) -> dict[str, Tensor]:
-        logits = raw["logits"]
-        scores = (logits.softmax(dim=-1) if head.softmax else logits.sigmoid())[..., head.private :].transpose(1, 2)
-        inside, whole = (torch.cat([part.flip(0), part.flip(0)]).float() for part in (used, size))
-        boxes, best, labels, count = keep_best(
-            decode(raw["codes"], anchors).clamp(min=0.0).minimum(inside),
-            scores,
-            self.suppress,
-            threshold=head.score_threshold,
-            iou=head.nms_iou,
-            keep=head.max_detections,
-        )
-        boxes = (boxes * (whole / inside)).minimum(whole)
-        return {"boxes": boxes, "scores": best, "labels": labels, "count": count}
+
+def _heads(model: Model) -> Mapping[str, Head]:
+    return model.heads  # type: ignore[return-value]

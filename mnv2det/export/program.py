@@ -23,12 +23,13 @@ from mnv2det.data.fit import fit
 from mnv2det.errors import WeightsError
 from mnv2det.export.graph import Complete, Raw
 from mnv2det.export.int8 import to_int8
-from mnv2det.export.ops import Suppress, onnx_translations, suppress_greedily, suppress_in_onnx
+from mnv2det.export.ops import onnx_translations, suppress_in_onnx
 from mnv2det.export.split import split_channels
 from mnv2det.io import import_optional
 from mnv2det.models.head import Dense
 from mnv2det.models.model import Model
 from mnv2det.models.weight_file import HEADER_KEY, Header
+from mnv2det.ops.nms import Suppress, suppress_greedily
 from mnv2det.registry import HEADS
 
 Form = Literal["raw", "complete"]

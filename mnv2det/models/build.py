@@ -18,7 +18,7 @@ from mnv2det.structures import Preprocess
 
 
 def weights_of(source: str | os.PathLike[str]) -> Path:
-    """A weight file itself, or that of a run folder.
+    """Finds the weight file of a run folder; a weight file is its own.
 
     Raises:
         WeightsError: The folder has none yet.
@@ -73,11 +73,11 @@ def _spelled_out(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
 def from_config(
     model: ModelConfig, tasks: Mapping[str, TaskConfig], classes: Mapping[str, Sequence[str]]
 ) -> tuple[Model, list[str]]:
-    """Builds what a config describes, with its initial weights.
+    """Builds the model that a config describes, with its initial weights.
 
-    Padding, batch-norm epsilon and width come from the weights' file; the config may repeat them
-    but not contradict them. Mean, std and the structure of a head that the file has too come from
-    it, unless the config states others.
+    Padding, batch-norm epsilon and width come from the weight file; the config may repeat them
+    but not contradict them. Mean, std and the architecture of a head that the file has as well come
+    from the file, unless the config states others.
 
     Returns:
         The model, and lines to log on what was loaded and what was left out.
@@ -99,7 +99,7 @@ def from_config(
         backbone["args"] = _agree(model, header)
         mean, std = mean or list(header.preprocess.mean), std or list(header.preprocess.std)
         kinds = {HEADS.get(part.head.name, place=f"tasks.{task}.head").target_key for task, part in tasks.items()}
-        # what shows the middle of a picture alone is no way to see all of its objects
+        # a crop does not show all objects of a picture
         theirs_fits = kinds == {"label"} or header.preprocess.fit != "crop"
         if fit is None and theirs_fits and header.preprocess.fit != Preprocess.fit:
             inherited_fit = [
@@ -137,12 +137,12 @@ def from_file(
     heads: Mapping[str, Mapping[str, Any]] | None = None,
     input_size: tuple[int, int] | None = None,
 ) -> tuple[Model, Header]:
-    """Rebuilds the model of one of our weight files, ready to predict.
+    """Rebuilds the model of a weight file, in evaluation mode.
 
     Args:
         path: The file.
-        backbone: Arguments that the same weights allow to differ: ``output_stride``.
-        heads: By task, arguments to use instead of the file's (thresholds, say).
+        backbone: Arguments in place of the file's that its weights allow: ``output_stride``.
+        heads: By task, arguments in place of the file's, such as thresholds.
         input_size: (H, W) instead of the file's.
 
     Raises:
@@ -171,7 +171,7 @@ def from_file(
 def _allowed(
     path: str, task: str, head: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]] | None
 ) -> Mapping[str, Any]:
-    """The arguments given for a head, which must not be others than the weights' in its structure."""
+    """The arguments given for a head, which must not contradict the architecture of the weights."""
     args = (given or {}).get(task, {})
     for key in HEADS.get(head["name"], place=f"tasks.{task}.head").architecture_args:
         if key in args and key in head["args"] and plain(args[key]) != plain(head["args"][key]):
@@ -183,7 +183,7 @@ def _allowed(
 
 
 def _agree(model: ModelConfig, header: Header) -> dict[str, Any]:
-    """The weights' backbone arguments under the config's; a contradiction is an error."""
+    """The backbone arguments of the config and the weights together; a contradiction is an error."""
     if header.backbone["name"] != model.backbone.name:
         raise ConfigError(
             f"model.backbone.name: '{model.backbone.name}', but {model.weights} holds '{header.backbone['name']}'"

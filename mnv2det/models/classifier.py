@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from mnv2det.models.head import ClassRows, Head
 from mnv2det.models.layers import init_weights
+from mnv2det.ops.geometry import GraphFrame
+from mnv2det.ops.nms import Suppress
 from mnv2det.ranges import ShareBelowOne
 from mnv2det.registry import HEADS
 from mnv2det.structures import FeatureInfo, Frame, Scores, Target
@@ -18,12 +20,12 @@ from mnv2det.structures import FeatureInfo, Frame, Scores, Target
 
 @HEADS.register("classifier")
 class Classifier(Head):
-    """Average pool, dropout, linear layer; softmax cross-entropy.
+    """Average pooling, dropout and a linear layer, trained by the cross-entropy of a softmax.
 
     Args:
         features: The backbone's.
         classes: K, the number of classes.
-        dropout: Share of pooled features zeroed in training (0.2 in torchvision and Keras).
+        dropout: Share of the pooled features that training sets to zero (0.2 in torchvision and Keras).
         label_smoothing: Share of the target spread over all classes (paper, section 6.1: 0.1).
     """
 
@@ -46,7 +48,7 @@ class Classifier(Head):
         init_weights(self)
 
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns ``logits``: (B, K)."""
+        """Returns ``logits`` (B, K)."""
         return {"logits": self.linear(self.dropout(features["last"].mean(dim=(2, 3))))}
 
     def loss(self, raw: Mapping[str, Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
@@ -55,12 +57,20 @@ class Classifier(Head):
         logits = raw["logits"].float()
         if not known:
             return {"cls": logits.sum() * 0}
-        wanted = torch.stack([targets[index]["label"] for index in known]).to(logits.device)
-        return {"cls": F.cross_entropy(logits[known], wanted, label_smoothing=self.label_smoothing)}
+        labels = torch.stack([targets[index]["label"] for index in known]).to(logits.device)
+        return {"cls": F.cross_entropy(logits[known], labels, label_smoothing=self.label_smoothing)}
+
+    def loss_normalizer(self, targets: Sequence[Target], size: tuple[int, int]) -> tuple[float, float]:
+        """Returns the number of images that have a label, and 1."""
+        return float(sum("label" in target for target in targets)), 1.0
 
     def decode(self, raw: Mapping[str, Tensor], frames: Sequence[Frame]) -> list[Scores]:
         """Returns the softmax of each image."""
         return [Scores(probabilities) for probabilities in raw["logits"].float().softmax(dim=1)]
+
+    def export_outputs(self, raw: Mapping[str, Tensor], frame: GraphFrame, suppress: Suppress) -> dict[str, Tensor]:
+        """See `Head`: ``probabilities``."""
+        return {"probabilities": raw["logits"].softmax(dim=1)}
 
     def class_rows(self) -> dict[str, ClassRows]:
         """See `Head`."""

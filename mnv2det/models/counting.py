@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds, counted without computing anything."""
+"""Counts parameters and multiply-adds without computing anything."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 
 def parameters(module: nn.Module, *, norms: bool = True) -> int:
-    """Trained numbers of a module; its running statistics are none.
+    """Counts the trained numbers of a module, without its running statistics.
 
     Args:
-        module: Any.
-        norms: False leaves out batch norm's weights and biases, which inference folds away.
+        module: Any module.
+        norms: False leaves out the weights and biases of batch norm, which inference folds away.
     """
     left_out = {
         id(parameter)
@@ -27,23 +27,23 @@ def parameters(module: nn.Module, *, norms: bool = True) -> int:
 
 
 def multiply_adds(run: Callable[..., Any], *inputs: Any, space_to_batch: bool = False) -> int:
-    """What a call multiplies and adds in convolutions and matrix products, as torch counts them.
+    """Counts the multiply-adds of convolutions and matrix products in a call, as torch does.
 
     Batch norm, activations, pooling and resizing do not count, as is usual (and in the paper).
 
     Args:
-        run: A module or function. Tensors on the meta device are only counted, not computed.
+        run: A module or function. On tensors of the meta device it computes nothing.
         inputs: Its arguments.
-        space_to_batch: Count a dilated convolution as TensorFlow used to compute it, by cutting its map
-            into as many smaller ones as the square of the rate: on a map filled up to a multiple of it.
+        space_to_batch: Whether a dilated convolution counts as TensorFlow used to compute it: on a map padded to a
+            multiple of the rate and cut into as many smaller ones as the square of the rate.
     """
-    counted = {torch.ops.aten.convolution: _filled_up} if space_to_batch else None
-    with FlopCounterMode(display=False, custom_mapping=counted) as counter, torch.no_grad():
+    formulas = {torch.ops.aten.convolution: _padded_flop_count} if space_to_batch else None
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter, torch.no_grad():
         run(*inputs)
     return counter.get_total_flops() // 2
 
 
-def _filled_up(
+def _padded_flop_count(
     x_shape: list[int],
     w_shape: list[int],
     bias: object,
@@ -55,6 +55,6 @@ def _filled_up(
     out_shape: list[int],
     **more: object,
 ) -> int:
-    """Twice the multiply-adds of a convolution, in the arguments of torch's own formula."""
+    """Twice the multiply-adds of a convolution; it takes the arguments of torch's own formula."""
     sides = [-(-side // rate) * rate for side, rate in zip(out_shape[2:], dilation, strict=True)]
     return conv_flop_count(x_shape, w_shape, [*out_shape[:2], *sides], transposed=transposed)

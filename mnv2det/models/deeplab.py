@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from mnv2det.errors import ConfigError
 from mnv2det.models.head import ClassRows, Dense
 from mnv2det.models.layers import Conv, ConvNorm, init_weights
-from mnv2det.ops.maps import enlarge, label_enlarged, sample
+from mnv2det.ops.geometry import GraphFrame
+from mnv2det.ops.maps import enlarge, enlarging_weights, label_enlarged, label_in_graph, sample
+from mnv2det.ops.nms import Suppress
 from mnv2det.ranges import NonNegativeFloat, NormEpsilon, PositiveInt, PositiveShare, Share, ShareBelowOne
 from mnv2det.registry import HEADS
 from mnv2det.structures import IGNORE, FeatureInfo, Frame, Segmentation, Target
@@ -28,30 +30,30 @@ def _check(args: Mapping[str, Any]) -> Iterator[str]:
 
 @HEADS.register("mobile_deeplab", check=_check)
 class MobileDeepLab(Dense):
-    """Image pooling beside a 1x1 convolution (and ASPP), joined; no decoder.
+    """Image pooling, a 1x1 convolution and, if asked for, ASPP, side by side, then joined; there is no decoder.
 
-    Give the backbone an ``output_stride`` of 16 or 8; the head reads whatever stride it finds.
+    Give the backbone an ``output_stride`` of 16 or 8; the head takes features of any stride.
 
     Args:
         features: The backbone's.
         classes: K, with background where the data has one.
-        tap: Backbone feature it reads; published: the output of the last bottleneck.
-        channels: Of every branch (256).
-        aspp: Whether to add three dilated 3x3 branches, of rates 6, 12 and 18 at stride 16, twice
+        tap: Backbone feature that it reads; the published one is the output of the last bottleneck.
+        channels: Output channels of every branch (256).
+        aspp: Whether to add three dilated 3x3 branches, of rates 6, 12 and 18 at stride 16, and twice
             that at stride 8 (Table 7's second and fourth row).
         detail_tap: An earlier feature whose class scores are added at its finer stride, as in LR-ASPP
             (Howard et al., arXiv 1905.02244, section 6.4); not published for this head, and what thin
             objects need. Null leaves it out.
-        dropout: Share of joined features zeroed in training.
+        dropout: Share of the joined features that training sets to zero.
         auxiliary: Weight of a second loss on an earlier feature; 0 leaves its layers out.
-        auxiliary_tap: That feature.
-        class_weights: Weight of each class in the loss; null weighs all pixels alike.
-        loss_stride: The loss reads every n-th row and column of the masks. Crops start anywhere, so all
+        auxiliary_tap: The feature that this loss is computed from.
+        class_weights: Weight of each class in the loss; null gives all classes the same.
+        loss_stride: The loss reads every n-th row and column of the masks. As crops start anywhere, all
             pixels are seen in the end, for a fraction of the time.
-        hardest: Share of labelled pixels, those with the largest loss, that the loss counts
+        hardest: Share of the labelled pixels, those with the largest loss, that the loss counts
             (TensorFlow's hard example mining); 1 counts all.
-        norm_eps: Of batch norm.
-        norm_momentum: Of batch norm.
+        norm_eps: Epsilon of batch norm.
+        norm_momentum: Weight of the newest batch in batch norm's running statistics.
 
     Raises:
         ConfigError: There are more classes than a mask has values for, or not as many as ``class_weights``.
@@ -92,6 +94,7 @@ class MobileDeepLab(Dense):
         self.loss_stride, self.detail_tap = loss_stride, detail_tap
         self.taps = ("image", tap, *([auxiliary_tap] if auxiliary else []), *([detail_tap] if detail_tap else []))
         inputs, stride = features[tap]
+        self.stride = features[detail_tap].stride if detail_tap else stride
 
         def block(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> ConvNorm:
             return ConvNorm(
@@ -158,10 +161,22 @@ class MobileDeepLab(Dense):
         Returns:
             ``seg`` and, with an auxiliary loss, ``auxiliary``.
         """
-        found = {"seg": self._loss(raw["logits"], targets)}
+        losses = {"seg": self._loss(raw["logits"], targets)}
         if self.auxiliary:
-            found["auxiliary"] = self._loss(raw["auxiliary"], targets) * self.auxiliary
-        return found
+            losses["auxiliary"] = self._loss(raw["auxiliary"], targets) * self.auxiliary
+        return losses
+
+    def loss_normalizer(self, targets: Sequence[Target], size: tuple[int, int]) -> tuple[float, float]:
+        """Returns the number of labelled pixels, each times the weight of its class, and 1e-6."""
+        step, weights = self.loss_stride, self.class_weights
+        counts = torch.zeros(IGNORE, dtype=torch.float64)
+        for target in targets:
+            if "mask" in target:
+                pixels = target["mask"][::step, ::step].flatten().cpu()
+                counts += torch.bincount(pixels, minlength=IGNORE + 1)[:IGNORE]
+        if isinstance(weights, Tensor):
+            counts[: len(weights)] *= weights.cpu()
+        return float(counts.sum()), 1e-6
 
     def _loss(self, logits: Tensor, targets: Sequence[Target]) -> Tensor:
         known = [index for index, target in enumerate(targets) if "mask" in target]
@@ -179,21 +194,32 @@ class MobileDeepLab(Dense):
             total = F.cross_entropy(logits, masks, weights, ignore_index=IGNORE, reduction="sum")
             count = (masks != IGNORE).sum() if weights is None else _weigh(weights, masks)
             return total / count.clamp(min=1e-6)
-        each = F.cross_entropy(logits, masks, weights, ignore_index=IGNORE, reduction="none").flatten()
+        losses = F.cross_entropy(logits, masks, weights, ignore_index=IGNORE, reduction="none").flatten()
         labelled = int((masks != IGNORE).sum())
-        total, at = each.topk(max(1, int(labelled * self.hardest)))
-        chosen = masks.flatten()[at]
+        largest, index = losses.topk(max(1, int(labelled * self.hardest)))
+        chosen = masks.flatten()[index]
         count = (chosen != IGNORE).sum() if weights is None else _weigh(weights, chosen)
-        return total.sum() / count.clamp(min=1e-6)
+        return largest.sum() / count.clamp(min=1e-6)
 
     def scores(self, raw: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
-        """Class probabilities float32 (B, K, H, W) at ``size``, to be averaged over scales."""
+        """See `Dense`."""
         return enlarge(raw["logits"], size).softmax(dim=1)
 
     def decode(self, raw: Mapping[str, Tensor], frames: Sequence[Frame]) -> list[Segmentation]:
         """The likeliest class of every pixel, in the original size."""
         height, width = (int(value) for value in raw["size"])
         return label_enlarged(raw["logits"], (height, width), frames)
+
+    def export_constants(self, size: tuple[int, int]) -> dict[str, Tensor]:
+        """See `Head`: the weights that enlarge the map's ``rows`` and ``columns``."""
+        return {
+            name: enlarging_weights(-(-length // self.stride), length)
+            for name, length in zip(("rows", "columns"), size, strict=True)
+        }
+
+    def export_outputs(self, raw: Mapping[str, Tensor], frame: GraphFrame, suppress: Suppress) -> dict[str, Tensor]:
+        """See `Head`: ``mask``."""
+        return {"mask": label_in_graph(raw["logits"], (raw["rows"], raw["columns"]), frame)}
 
     def class_rows(self) -> dict[str, ClassRows]:
         """See `Head`."""
@@ -203,6 +229,6 @@ class MobileDeepLab(Dense):
 
 
 def _weigh(weights: Tensor, masks: Tensor) -> Tensor:
-    """Sum of the weights of all labelled pixels."""
+    """The sum of the class weights of all labelled pixels."""
     counts = torch.bincount(masks.flatten(), minlength=IGNORE + 1)[: len(weights)]
     return (counts * weights).sum()

@@ -1,13 +1,13 @@
-"""Depthwise 3x3 convolutions whose bfloat16 gradients on the CPU are right, and fast.
+"""Depthwise 3x3 convolutions whose bfloat16 gradients on the CPU are correct and fast.
 
-Of oneDNN's kernels, which torch 2.14 calls, some are slow and some are wrong
+torch 2.14 calls kernels of oneDNN, of which some are slow and some are wrong
 (benchmarks/depthwise_gradients.py shows both):
 
-- stride 2: no fast kernel for the input gradient;
-- dilated: none for either gradient, and from about 29 columns on the weight gradient is wrong;
-- maps of one or two rows or columns: the weight gradient is uninitialised memory.
+- With stride 2 there is no fast kernel for the input gradient.
+- With dilation there is none for either gradient, and from about 29 columns on the weight gradient is wrong.
+- On maps of one or two rows or columns the weight gradient is uninitialised memory.
 
-Each is put down to a stride-1, undilated convolution, whose kernels are sound.
+Here the gradients are computed by convolutions of stride 1 without dilation, whose kernels are correct.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 
 def learns_in_bf16(input: Tensor, weight: Tensor) -> bool:
-    """Whether gradients will be computed in bfloat16 on the CPU."""
+    """Tells whether gradients will be computed in bfloat16 on the CPU."""
     return (
         input.device.type == "cpu"
         and torch.is_grad_enabled()
@@ -33,14 +33,14 @@ def learns_in_bf16(input: Tensor, weight: Tensor) -> bool:
 def learn_depthwise(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int
 ) -> Tensor:
-    """A depthwise 3x3 convolution under bfloat16 autocast.
+    """Computes a depthwise 3x3 convolution under bfloat16 autocast.
 
     Args:
         input: (B, C, H, W).
         weight: (C, 1, 3, 3).
         bias: (C,) or None.
         stride: 1 or 2.
-        padding: Zeros on every side.
+        padding: Number of zeros on every side.
         dilation: 1, 2, 4 ...
 
     Returns:
@@ -58,7 +58,7 @@ def learn_depthwise(
 
 
 class _Strided(torch.autograd.Function):
-    """Stride 2; its gradient is a stride-1 one over the output's, spread by zeros."""
+    """Stride 2: the input gradient is a convolution of stride 1 over the output's gradient with zeros in between."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, padding: int) -> Tensor:
@@ -72,21 +72,21 @@ class _Strided(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         input, weight = ctx.saved_tensors
         padding, groups = ctx.padding, weight.shape[0]
-        back = None
+        input_grad = None
         if ctx.needs_input_grad[0]:
             height, width = input.shape[-2] + 2 * padding - 2, input.shape[-1] + 2 * padding - 2
             shape = (grad.shape[0], groups, height, width)
-            spread = torch.empty(shape, dtype=grad.dtype, memory_format=torch.channels_last).zero_()
-            spread[..., ::2, ::2] = grad
-            back = F.conv2d(spread, weight.flip(2, 3), padding=2 - padding, groups=groups)
+            with_zeros = torch.empty(shape, dtype=grad.dtype, memory_format=torch.channels_last).zero_()
+            with_zeros[..., ::2, ::2] = grad
+            input_grad = F.conv2d(with_zeros, weight.flip(2, 3), padding=2 - padding, groups=groups)
         _, weight_grad, _ = torch.ops.aten.convolution_backward(
             grad, input, weight, None, [2, 2], [padding] * 2, [1, 1], False, [0, 0], groups, [False, True, False]
         )
-        return back, weight_grad, None
+        return input_grad, weight_grad, None
 
 
 class _Dilated(torch.autograd.Function):
-    """Dilation d, padded by d: one undilated convolution of each of the map's d x d phases."""
+    """Dilation d, padded by d: a convolution without dilation of each of the d * d phases of the map."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, dilation: int) -> Tensor:
@@ -99,17 +99,17 @@ class _Dilated(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         input, weight = ctx.saved_tensors
-        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
-        back, weight_grad, _ = torch.ops.aten.convolution_backward(
+        needed = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
+        input_grad, weight_grad, _ = torch.ops.aten.convolution_backward(
             _phases(grad, ctx.dilation),
             _phases(input, ctx.dilation),
-            *(weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], weight.shape[0], wanted),
+            *(weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], weight.shape[0], needed),
         )
-        return None if back is None else _joined(back, ctx.dilation, input.shape), weight_grad, None
+        return None if input_grad is None else _joined(input_grad, ctx.dilation, input.shape), weight_grad, None
 
 
 def _phases(x: Tensor, step: int) -> Tensor:
-    """(B, C, H, W) as (step * step * B, C, ceil(H / step), ceil(W / step)), zeros added where it does not divide."""
+    """Turns (B, C, H, W) into (step * step * B, C, ceil(H / step), ceil(W / step)), zeros added at the ends."""
     batch, channels, height, width = x.shape
     rows, columns = -(-height // step), -(-width // step)
     x = F.pad(x, (0, columns * step - width, 0, rows * step - height)).permute(0, 2, 3, 1)

@@ -30,11 +30,11 @@ def make_divisible(value: float, divisor: int = 8) -> int:
 
 
 class Conv(nn.Conv2d):
-    """A convolution that keeps ``ceil(size / stride)``, padded symmetrically or as TensorFlow SAME.
+    """A convolution whose output has ``ceil(size / stride)`` positions, padded symmetrically or as TensorFlow's SAME.
 
-    SAME pads the bottom and right more than the top and left where the total is odd, which
-    happens with stride 2 on even sizes; weights trained that way need it (the TFLite
-    releases). With stride 1 both are the same.
+    SAME adds more at the bottom and right than at the top and left where the total is odd, as with stride 2 on
+    even sizes. Weights that were trained that way need it, such as the TFLite releases. With stride 1 both ways
+    are the same.
     """
 
     def __init__(
@@ -67,21 +67,21 @@ class Conv(nn.Conv2d):
         return self.convolve(input, self.weight, self.bias)
 
     def convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """As `forward`, with other weights."""
+        """Does what `forward` does, with the weights that are given."""
         if self.pads_by_size:
             axis = (self.kernel_size[0], self.stride[0], self.dilation[0])
             input = F.pad(input, (*same_padding(input.shape[-1], *axis), *same_padding(input.shape[-2], *axis)))
         if self.groups == self.in_channels > 1 and self.kernel_size == (3, 3) and learns_in_bf16(input, weight):
-            # any padding by size was just done
+            # padding by size has been added above
             padding = 0 if self.pads_by_size else self.dilation[0]
             return learn_depthwise(input, weight, bias, self.stride[0], padding, self.dilation[0])
         return self._conv_forward(input, weight, bias)
 
 
 class Norm(nn.BatchNorm2d):
-    """Batch norm that survives a single value per channel (batch 1 on a 1x1 map) in training.
+    """Batch norm that can be trained with a single value per channel (one image, a 1x1 map).
 
-    Such a value's own variance is zero, so the running statistics normalise it.
+    The variance of a single value is zero, so it is normalised by the running statistics.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class ConvNorm(nn.Sequential):
     """Convolution, batch norm and activation: ReLU6 as in the paper, ReLU, or none (linear).
 
     Attributes:
-        fold: Whether evaluation may compute norm and convolution as one.
+        fold: Whether evaluation may compute convolution and norm as one convolution.
     """
 
     fold = True
@@ -124,7 +124,7 @@ class ConvNorm(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         """Maps (B, inputs, H, W) to (B, outputs, ceil(H / stride), ceil(W / stride)).
 
-        Where neither statistics nor gradients are wanted (evaluation, frozen layers) the norm goes
+        Where neither statistics nor gradients are needed (evaluation, frozen layers), the norm is multiplied
         into the convolution's weights, which saves a pass over the map.
         """
         if not self.fold or self.norm.training or (torch.is_grad_enabled() and self.conv.weight.requires_grad):
@@ -176,9 +176,8 @@ class Separable(nn.Module):
 class InvertedResidual(nn.Module):
     """Expand 1x1, depthwise 3x3, project 1x1 without activation (paper, section 3.3, Table 1).
 
-    The shortcut joins the thin ends, and only where stride and channels allow. ``act`` and
-    ``bottleneck_act`` (behind the projection, before the shortcut's sum) are other than published for
-    ablations alone.
+    The shortcut connects the bottlenecks, and only where stride and channels allow. Only ablations change
+    ``act`` and ``bottleneck_act`` (behind the projection, before the shortcut is added).
     """
 
     def __init__(
@@ -220,11 +219,11 @@ class InvertedResidual(nn.Module):
         return self.finish(x, self.widen(x))
 
     def widen(self, x: Tensor) -> Tensor:
-        """The expanded tensor, which SSDLite taps: (B, inputs x expansion, H, W)."""
+        """Computes the expanded tensor, which can be tapped: (B, inputs * expansion, H, W)."""
         return x if self.expand is None else self.expand(x)
 
     def finish(self, x: Tensor, widened: Tensor) -> Tensor:
-        """The rest of the block from the expanded tensor, with ``x`` for the shortcut."""
+        """Computes the output from the block's input ``x``, which the shortcut adds, and the expanded tensor."""
         y = self.project(self.depthwise(widened))
         return x + y if self.shortcut else y
 
@@ -232,7 +231,7 @@ class InvertedResidual(nn.Module):
 class Residual(nn.Module):
     """The classical bottleneck (paper, Figure 3a): reduce 1x1, depthwise 3x3, widen 1x1.
 
-    The shortcut joins the wide ends. As in ResNet the last activation comes behind the sum.
+    The shortcut connects the wide tensors. As in ResNet, the last activation follows the sum.
     """
 
     def __init__(
@@ -263,15 +262,15 @@ class Residual(nn.Module):
 
 
 def subsample(x: Tensor, step: int, pad: Padding) -> Tensor:
-    """Keeps those positions of a map that a stride of ``step`` would have computed.
+    """Keeps those positions of a map that layers with a total stride of ``step`` would have computed.
 
-    With SAME padding a stride-2 layer on an even size centres its windows on the odd positions,
-    else on the even ones.
+    With SAME padding, a stride-2 layer on an even size centres its windows on the odd positions, otherwise on
+    the even ones.
 
     Args:
         x: (B, C, H, W).
         step: A power of two.
-        pad: How the layers that lost their stride pad.
+        pad: How those layers pad.
 
     Returns:
         (B, C, ceil(H / step), ceil(W / step)).
@@ -285,11 +284,12 @@ def subsample(x: Tensor, step: int, pad: Padding) -> Tensor:
 
 @torch.no_grad()
 def init_weights(module: nn.Module, std: float | None = None) -> None:
-    """Fresh weights in place: He fan-out, or normal(0, ``std``) truncated at two deviations.
+    """Draws fresh weights of convolutions and linear layers in place, and resets biases and batch norms.
 
     Args:
-        module: Its convolutions and linear layers are drawn, batch norms reset, biases zeroed.
-        std: None for He's.
+        module: Any module.
+        std: Standard deviation of convolutions' weights, which are normal and truncated at two deviations; None
+            draws them as He et al. do, by the number of outputs.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):

@@ -1,4 +1,4 @@
-"""Initial weights: where they come from and how much of them fits."""
+"""Initial weights: where they come from, and how much of them fits a model."""
 
 from __future__ import annotations
 
@@ -16,30 +16,39 @@ from mnv2det.models.weight_file import Header, plain, read_weights
 
 
 def open_weights(source: str) -> tuple[dict[str, Tensor], Header]:
-    """Reads weights from one of our files or from torchvision.
+    """Reads weights from a weight file or from torchvision.
 
     Args:
-        source: A safetensors file, or ``torchvision:IMAGENET1K_V2`` (downloaded by torchvision
-            into its cache when it is not there yet).
+        source: A safetensors file, or ``torchvision:IMAGENET1K_V2``, which torchvision downloads into its cache if
+            it is not there yet.
 
     Raises:
-        WeightsError: There is no such file or enum, or it is damaged.
+        WeightsError: There are no such weights, or they are damaged.
     """
     return download_torchvision(source) if source.startswith(TORCHVISION) else read_weights(source)
 
 
 def head_source(task: str, kind: str, header: Header | None) -> str | None:
-    """The task of a weight file whose head a new one of this kind can start from, None if there is none."""
+    """Finds the task of a weight file whose head a new head can start from.
+
+    Args:
+        task: Of the new head; its namesake comes first.
+        kind: Registered name of the new head.
+        header: Of the weight file, None if there is none.
+
+    Returns:
+        The task, or None if the file has no head of this kind, or several and none of this task.
+    """
     if header is None:
         return None
-    alike = [name for name, head in header.heads.items() if head["name"] == kind]
-    return task if task in alike else alike[0] if len(alike) == 1 else None
+    same_kind = [name for name, head in header.heads.items() if head["name"] == kind]
+    return task if task in same_kind else same_kind[0] if len(same_kind) == 1 else None
 
 
 def load_into(model: Model, tensors: Mapping[str, Tensor], header: Header, *, where: str) -> list[str]:
-    """Copies what fits: the whole backbone, and of heads of the same kind and structure all but other classes.
+    """Copies what fits: the whole backbone, and heads of the same kind and architecture.
 
-    With another class list a head keeps its layers; in those that have a row per class, classes of
+    With another class list a head keeps its layers. In those that have a row per class, classes of
     the same name keep theirs, and the others start anew.
 
     Args:
@@ -69,9 +78,9 @@ def load_into(model: Model, tensors: Mapping[str, Tensor], header: Header, *, wh
     used = set()
     for task in model.heads:
         source = head_source(task, model.spec["heads"][task]["name"], header)
-        found, note = _head_tensors(model, task, source, own, tensors, header)
-        chosen |= found
-        used |= {source} if found else set()
+        loaded, note = _head_tensors(model, task, source, own, tensors, header)
+        chosen |= loaded
+        used |= {source} if loaded else set()
         notes.append(f"{where}: {note}")
     if left := sorted(f"heads.{task}" for task in header.heads if task not in used):
         notes.append(f"{where}: left out {', '.join(left)}")
@@ -87,7 +96,7 @@ def _head_tensors(
     tensors: Mapping[str, Tensor],
     header: Header,
 ) -> tuple[dict[str, Tensor], str]:
-    """What one head starts from, by our names, and a line that says so."""
+    """The tensors that a head starts from, by the names of the model, and a line that says so."""
     head: Any = model.heads[task]
     anew = f"heads.{task} starts from random weights"
     if source is None:
@@ -98,46 +107,45 @@ def _head_tensors(
             return {}, f"{anew} (its {key} is {plain(kept[key])}, the file's {plain(theirs[key])})"
     prefix, names, old = f"heads.{task}.", model.classes[task], header.classes[source]
     rows = head.class_rows() if names != old else {}
-    found: dict[str, Tensor] = {}
+    loaded: dict[str, Tensor] = {}
     fresh: set[str] = set()
-    for name in (name for name in own if name.startswith(prefix)):
-        other = f"heads.{source}.{name.removeprefix(prefix)}"
-        part = rows.get(name.removeprefix(prefix))
-        if other not in tensors and name.removeprefix(prefix).startswith(head.optional_layers):
-            layer, _, rest = name.removeprefix(prefix).partition(".")
+    for name in (name.removeprefix(prefix) for name in own if name.startswith(prefix)):
+        value, their_name = own[prefix + name], f"heads.{source}.{name}"
+        if their_name not in tensors and name.startswith(head.optional_layers):
+            layer, _, rest = name.partition(".")
             fresh.add(layer)
             if rest == "1.weight":
-                # what they add starts from nothing, so that the head goes on as it was
-                found[name] = torch.zeros_like(own[name])
+                # what the layer adds starts from zero, so that at first the head works as before
+                loaded[prefix + name] = torch.zeros_like(value)
             continue
-        if part is not None and other in tensors:
-            found[name] = _keep_rows(own[name], tensors[other], part, names, old)
-        elif problem := _misfit(other, own[name], tensors):
+        if name in rows and their_name in tensors:
+            loaded[prefix + name] = _keep_rows(value, tensors[their_name], rows[name], names, old)
+        elif problem := _misfit(their_name, value, tensors):
             return {}, f"{anew} ({problem})"
         else:
-            found[name] = tensors[other]
+            loaded[prefix + name] = tensors[their_name]
     but = f"; {', '.join(sorted(fresh))} starts from fresh weights" if fresh else ""
     if names == old:
-        return found, f"loaded heads.{task} ({len(found)} tensors){but}"
+        return loaded, f"loaded heads.{task} ({len(loaded)} tensors){but}"
     same = [name for name in names if name in old]
     kept_names = f"{', '.join(same[:8])}{' ...' if len(same) > 8 else ''} keep theirs" if same else "none keeps its own"
     count = len(names) - len(same)
-    return found, f"loaded heads.{task} but for its class rows: {count} of {len(names)} start anew, {kept_names}{but}"
+    return loaded, f"loaded heads.{task} but for its class rows: {count} of {len(names)} start anew, {kept_names}{but}"
 
 
-def _keep_rows(own: Tensor, theirs: Tensor, part: ClassRows, names: Sequence[str], old: Sequence[str]) -> Tensor:
-    """Fresh rows, with those of private channels and of classes that both lists name taken over."""
+def _keep_rows(own: Tensor, theirs: Tensor, rows: ClassRows, names: Sequence[str], old: Sequence[str]) -> Tensor:
+    """Fresh rows, but private ones and those of classes that both lists name are the file's."""
     rest = tuple(own.shape[1:])
-    if tuple(theirs.shape) != (part.groups * (part.private + len(old)), *rest):
+    if tuple(theirs.shape) != (rows.groups * (rows.private + len(old)), *rest):
         return own
-    mine = own.clone().view(part.groups, part.private + len(names), *rest)
-    given = theirs.to(own.dtype).view(part.groups, part.private + len(old), *rest)
-    mine[:, : part.private] = given[:, : part.private]
-    both = [(names.index(name), old.index(name)) for name in names if name in old]
-    if both:
-        to, of = (torch.tensor(column) + part.private for column in zip(*both, strict=True))
-        mine[:, to] = given[:, of]
-    return mine.view(-1, *rest)
+    values = own.clone().view(rows.groups, rows.private + len(names), *rest)
+    stored = theirs.to(own.dtype).view(rows.groups, rows.private + len(old), *rest)
+    values[:, : rows.private] = stored[:, : rows.private]
+    common = [(names.index(name), old.index(name)) for name in names if name in old]
+    if common:
+        target, source = (torch.tensor(column) + rows.private for column in zip(*common, strict=True))
+        values[:, target] = stored[:, source]
+    return values.view(-1, *rest)
 
 
 def _misfit(name: str, own: Tensor, tensors: Mapping[str, Tensor]) -> str:

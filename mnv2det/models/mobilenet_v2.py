@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mnv2det.errors import WeightsError
-from mnv2det.models.backbone import Backbone, Features, collect, split_tap
+from mnv2det.models.backbone import Backbone, Features, collect, read_taps, split_tap
 from mnv2det.models.layers import (
     Activation,
     ConvNorm,
@@ -17,7 +17,6 @@ from mnv2det.models.layers import (
     Padding,
     init_weights,
     make_divisible,
-    subsample,
 )
 from mnv2det.ranges import NormEpsilon, Share, Width
 from mnv2det.registry import BACKBONES
@@ -41,20 +40,20 @@ class MobileNetV2(Backbone):
 
     Args:
         width: Multiplier of all channel counts but the last, which never shrinks below 1280
-            (paper, section 5: "for multipliers less than one").
-        output_stride: 32, 16 or 8. A layer that would pass it loses its stride but keeps the
-            dilation it had; only later layers double theirs. So the last map, read at stride 32
+            (paper, section 4: "for multipliers less than one").
+        output_stride: 32, 16 or 8. A layer that would exceed it loses its stride but keeps its
+            dilation; only later layers double theirs. So the last map, read at stride 32
             (tap ``last/32``), is the same for every output stride.
         padding: ``symmetric`` (torchvision's weights) or ``same`` (TensorFlow's).
-        norm_eps: Of batch norm. 1e-3 in TensorFlow, 1e-5 in torchvision's weights.
+        norm_eps: Epsilon of batch norm: 1e-3 in TensorFlow, 1e-5 in torchvision's weights.
         norm_momentum: Weight of the newest batch in the running statistics. 0.03 suits short
             schedules; the authors used 0.0003 (decay .9997).
-        expansion: t of all rows but the first, whose t is 1. This and what follows are for the paper's
-            ablations (section 6.4); no published weights have other values.
-        act: Inside the bottlenecks, and of the first and last convolution.
-        bottleneck_act: Behind the projection, before the shortcut's sum; the paper's bottlenecks are linear.
-        shortcut: What it joins: ``bottleneck``, the thin ends; ``expansion``, the expanded tensors of
-            consecutive blocks, in the same places; ``none``.
+        expansion: t of all rows of Table 2 but the first, whose t is 1. This and the following arguments are for
+            the paper's ablations (section 6.4); no published weights have other values.
+        act: Activation inside the bottlenecks, and of the first and last convolution.
+        bottleneck_act: Activation behind the projection, before the shortcut is added; the paper's is linear.
+        shortcut: What shortcuts connect: ``bottleneck``, the thin tensors; ``expansion``, the expanded tensors of
+            consecutive blocks, in the same blocks; ``none`` leaves them out.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class MobileNetV2(Backbone):
         known = {"image": FeatureInfo(3, 1), "stem": FeatureInfo(channels, 2)}
         self.blocks = nn.ModuleList()
         stride, dilation = 2, 1
-        # blocks whose expanded tensor is added to the next one's
+        # blocks whose expanded tensor is added to that of the next block
         self.carrying: set[int] = set()
         for published, base, repeats, first_stride in TABLE_2:
             times = expansion if published > 1 else 1
@@ -89,7 +88,7 @@ class MobileNetV2(Backbone):
                     step, lost = 1, step
                 if times > 1:
                     known[f"block{number}.expand"] = FeatureInfo(channels * times, stride)
-                # a layer that lost its stride still is the first of its row: no shortcut
+                # a layer that lost its stride is still the first of its row, which has no shortcut
                 joins = step == 1 and lost == 1 and channels == outputs
                 if joins and shortcut == "expansion" and times > 1:
                     self.carrying.add(number)
@@ -119,26 +118,20 @@ class MobileNetV2(Backbone):
         init_weights(self)
 
     def forward(self, images: Tensor, taps: Iterable[str] = ("last",)) -> dict[str, Tensor]:
-        """Computes the tapped features, and nothing behind the last of them.
-
-        Args:
-            images: float (B, 3, H, W), normalised as the weights expect.
-            taps: Names from `features`, each with an optional ``/stride``.
-
-        Returns:
-            Each tap's (B, C, H / stride, W / stride).
-        """
+        """See `Backbone`."""
         taps = tuple(taps)
         names, end = {split_tap(tap)[0] for tap in taps}, f"block{len(self.blocks)}"
-        found = collect(images, {end if name == "last" else name for name in names}, self._walk(images))
-        # the last convolution is a 1x1, so the positions that nobody reads need not be computed
-        strides = [split_tap(tap)[1] or self.features[tap].stride for tap in taps if split_tap(tap)[0] == "last"]
-        if strides and self.last is not None:
-            found["last"] = self.last(self._read(f"{end}/{min(strides)}", found[end]))
-        return {tap: self._read(tap, found[split_tap(tap)[0]], min(strides, default=0)) for tap in taps}
+        values = collect(images, {end if name == "last" else name for name in names}, self._walk(images))
+        strides = {name: self.features[name].stride for name in values}
+        if "last" in names and self.last is not None:
+            # it is a 1x1 convolution, so the positions that nobody reads need not be computed
+            strides["last"] = self.features.finest_stride("last", taps)
+            tap = f"{end}/{strides['last']}"
+            values["last"] = self.last(read_taps([tap], values, strides, self.padding)[tap])
+        return read_taps(taps, values, strides, self.padding)
 
     def truncate(self, taps: Iterable[str]) -> None:
-        """Drops the layers that no tap needs, so that they are neither stored nor counted."""
+        """See `Backbone`."""
         names = {split_tap(tap)[0] for tap in taps}
         if "last" in names:
             return
@@ -147,11 +140,11 @@ class MobileNetV2(Backbone):
         depth = max(depths.values(), default=0)
         del self.blocks[depth:]
         if depth and f"block{depth}" not in names:
-            # only its expanded tensor is read
+            # only the expanded tensor of the last block is read
             del self.blocks[-1].depthwise, self.blocks[-1].project
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """The layers in order, by the name of what each computes (for freezing up to one)."""
+        """See `Backbone`."""
         blocks = [(f"block{number}", block) for number, block in enumerate(self.blocks, 1)]
         return [("stem", self.stem), *blocks, *([("last", self.last)] if self.last is not None else [])]
 
@@ -167,19 +160,13 @@ class MobileNetV2(Backbone):
             x = block.finish(x, widened)
             yield f"block{number}", x
 
-    def _read(self, tap: str, value: Tensor, last: int = 0) -> Tensor:
-        """A feature at the stride its tap asks for; ``last`` is the stride the last one was computed at."""
-        name, stride = split_tap(tap)
-        own = last if name == "last" else self.features[name].stride
-        return value if stride is None else subsample(value, stride // own, self.padding)
-
 
 def width_of(stem: int, outputs: list[int], *, where: str) -> float:
-    """The width multiplier whose channel counts these are.
+    """Finds the width multiplier that gives these channel counts.
 
     Args:
         stem: Channels of the first convolution.
-        outputs: Channels of the 17 bottlenecks.
+        outputs: Output channels of the 17 bottlenecks.
         where: Name of the source, for messages.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The only model class: a backbone and one or more named heads."""
+"""The only model class: a backbone, and one or more heads by the names of their tasks."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from mnv2det.structures import Frame, Preprocess, Result, Target
 
 
 class Model(nn.Module):
-    """One backbone pass feeds every head.
+    """A backbone whose features are computed once for all heads.
 
     Args:
-        backbone: Offers ``features``, ``forward(images, taps)`` and ``truncate(taps)``.
+        backbone: It is truncated to the layers that the heads need.
         heads: By task name.
         preprocess: How pictures become input.
-        classes: Class names by task; their count is the heads' class count.
-        spec: ``{"backbone": {name, args}, "heads": {task: {name, args}}}``, kept for the weight file.
+        classes: Class names by task, as many as the head has classes.
+        spec: ``{"backbone": {name, args}, "heads": {task: {name, args}}}``, for the weight file.
+
+    Raises:
+        ConfigError: Pictures are cropped, and a head needs all of them.
     """
 
     mean: Tensor
@@ -58,7 +61,7 @@ class Model(nn.Module):
         return (images.float() - self.mean) / self.std
 
     def forward(self, images: Tensor) -> dict[str, dict[str, Tensor]]:
-        """Raw tensors of every head.
+        """Computes the raw tensors of every head.
 
         Args:
             images: float32 (B, 3, H, W), normalised.
@@ -69,7 +72,7 @@ class Model(nn.Module):
     def loss(
         self, raw: Mapping[str, Mapping[str, Tensor]], targets: Sequence[Target], weights: Mapping[str, float | Tensor]
     ) -> dict[str, Tensor]:
-        """Every head's losses as ``task/name``, each times its task's weight; their sum is the loss."""
+        """Computes all losses as ``task/name``, each times the weight of its task; their sum is the loss."""
         return {
             f"{task}/{name}": value * weights.get(task, 1.0)
             for task, head in self.heads.items()
@@ -80,35 +83,35 @@ class Model(nn.Module):
     def predict(
         self, images: Tensor, frames: Sequence[Frame], *, scales: Sequence[float] = (1.0,), flip: bool = False
     ) -> dict[str, list[Result]]:
-        """Results of every task from uint8 input.
+        """Computes the results of every task, in the pixels of the original pictures.
 
         Args:
             images: uint8 (B, 3, H, W), RGB, brought to the input size as ``preprocess.fit`` says.
-            frames: Where each picture lies in it; results are given in the pictures' own pixels.
-            scales: Segmentation averages its probabilities over the input at these scales.
-            flip: Whether it also looks at every scale mirrored.
+            frames: Where each picture lies in the input.
+            scales: Scales of the input over which segmentation averages its probabilities.
+            flip: Whether segmentation averages over the mirrored pictures as well.
         """
         if self.preprocess.fit == "pad" and len(images) > 1 and tuple(images.shape[-2:]) != self.preprocess.input_size:
-            # by itself, so that what is found in a picture does not depend on its neighbours
-            each = [
+            # one by one, so that the results of a picture do not depend on the others of its batch
+            pictures = [
                 self.predict(images[i : i + 1], frames[i : i + 1], scales=scales, flip=flip) for i in range(len(images))
             ]
-            return {task: [result for one in each for result in one[task]] for task in self.heads}
+            return {task: [result for results in pictures for result in results[task]] for task in self.heads}
         larger = False
         if self.preprocess.fit == "pad":
             height, width = map(max, self.preprocess.input_size, frames[0].used)
             images, larger = images[..., :height, :width], (height, width) != self.preprocess.input_size
         inputs = self.normalize(images)
-        plain = tuple(scales) == (1.0,) and not flip and not larger
-        found: dict[str, list[Result]] = {}
-        if plain or not all(isinstance(head, Dense) for head in self.heads.values()):
+        single_view = tuple(scales) == (1.0,) and not flip and not larger
+        results: dict[str, list[Result]] = {}
+        if single_view or not all(isinstance(head, Dense) for head in self.heads.values()):
             raw = self(inputs)
-            found = {task: head.decode(raw[task], frames) for task, head in self.heads.items()}  # type: ignore[operator]
-        if not plain:
+            results = {task: head.decode(raw[task], frames) for task, head in self.heads.items()}  # type: ignore[operator]
+        if not single_view:
             size = (inputs.shape[-2], inputs.shape[-1])
             window = self.preprocess.input_size if self.preprocess.fit == "pad" else size
-            found |= segment(self._probabilities, inputs, frames, window=window, scales=scales, flip=flip)
-        return {task: found[task] for task in self.heads}
+            results |= segment(self._probabilities, inputs, frames, window=window, scales=scales, flip=flip)
+        return {task: results[task] for task in self.heads}
 
     def _probabilities(self, inputs: Tensor) -> dict[str, Tensor]:
         """Class probabilities (B, K, H, W) of every segmentation task, at the size of the input."""
@@ -133,14 +136,14 @@ class Model(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Model:
-        """As in torch, but frozen layers stay in eval mode."""
+        """Sets the mode as torch does, but frozen layers stay in eval mode."""
         super().train(mode)
         for stage in self._frozen:
             stage.eval()
         return self
 
     def header(self, **facts: Any) -> Header:
-        """What a weight file of this model must say."""
+        """Makes the header of a weight file of this model; ``facts`` are further attributes of it."""
         return Header(
             backbone=dict(self.spec["backbone"]),
             heads={task: dict(head) for task, head in self.spec["heads"].items()},
@@ -151,7 +154,7 @@ class Model(nn.Module):
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device of that name; None takes CUDA where there is one.
+    """Finds a device by its name; None takes CUDA if there is any.
 
     Raises:
         ConfigError: There is no such device.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -13,13 +13,16 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mnv2det.models.head import ClassRows, Head
+from mnv2det.models.head import AnchorCoding, ClassRows, Head
 from mnv2det.models.layers import Conv, ConvNorm, Padding, init_weights
 from mnv2det.ops.anchors import level_shapes, make_anchors
-from mnv2det.ops.boxes import clip_within, decode_within, encode
+from mnv2det.ops.boxes import decode as boxes_at_anchors
+from mnv2det.ops.boxes import decode_numpy, encode
+from mnv2det.ops.detections import DetectionSettings, detect, detect_in_graph
+from mnv2det.ops.geometry import GraphFrame
 from mnv2det.ops.losses import anchor_class_loss, hardest
 from mnv2det.ops.matcher import NEGATIVE, match, pad_targets
-from mnv2det.ops.nms import class_nms
+from mnv2det.ops.nms import Suppress
 from mnv2det.ranges import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -47,38 +50,40 @@ def _check(args: Mapping[str, Any]) -> Iterator[str]:
 
 @HEADS.register("ssdlite", check=_check)
 class SSDLite(Head):
-    """Box and class predictors on backbone taps and extra levels.
+    """Predictors of boxes and classes at anchors, on backbone features and further levels behind them.
 
     Args:
         features: The backbone's.
         classes: K, without background, which is a private channel 0 here.
-        taps: Backbone features of the finest levels. The published ones: the expanded tensor of
+        taps: Backbone features of the finest levels. The published ones are the expanded tensor of
             bottleneck 14 (TensorFlow's layer 15) and the last convolution.
         extras: Channels of the further levels, each half the size of the one before.
-        lite: False for the plain SSD head the paper compares with (Table 5).
-        padding: Of the stride-2 layers; heads imported from TensorFlow need ``same``.
-        min_scale: Anchor scale of the finest level.
-        max_scale: Anchor scale of the coarsest.
-        ratios: Anchor aspect ratios.
+        lite: False makes the plain SSD head that the paper compares with (Table 5).
+        padding: How stride-2 layers pad; heads imported from TensorFlow need ``same``.
+        min_scale: Scale of the anchors of the finest level (`mnv2det.ops.anchors.level_shapes`).
+        max_scale: Scale of the anchors of the coarsest level.
+        ratios: Aspect ratios of the anchors.
         lowest: (scale, ratio) of the finest level's anchors; null treats it as the others.
         anchors: (scale, ratio) of all anchors, level by level, in place of the four arguments
             before; null makes them from those.
-        score: ``sigmoid`` as published, or ``softmax``.
-        match_iou: Least IoU of anchor and box.
-        negatives: Hard negatives per matched anchor.
-        min_negatives: Least hard negatives of an image, also of one without objects.
+        score: How logits become scores: by ``sigmoid``, as published, or ``softmax``.
+        match_iou: Least IoU of an anchor and a box at which the anchor learns the box.
+        negatives: Number of hard negatives per matched anchor.
+        min_negatives: Least number of hard negatives of an image, of one without objects as well.
         box_weight: Weight of the box loss beside the class loss.
         box_beta: Where smooth L1 turns from quadratic to linear, in units of the box code.
         prior: Score that fresh class predictors give every class; null starts at 0.5 as published,
-            which makes the first steps' loss large.
-        init_std: Of fresh weights, normal truncated at two deviations; null draws He's.
-        norm_eps: Of batch norm.
-        norm_momentum: Of batch norm.
+            which makes the loss of the first steps large.
+        init_std: Standard deviation of fresh weights, which are normal and truncated at two deviations; null
+            draws them as He et al. do.
+        norm_eps: Epsilon of batch norm.
+        norm_momentum: Weight of the newest batch in batch norm's running statistics.
         score_threshold: Detections score above this.
-        nms_iou: Overlap at which NMS suppresses.
+        nms_iou: A box whose IoU with a better one of its class is above this is dropped.
         max_detections: Most detections of an image.
     """
 
+    detection_settings: DetectionSettings
     needs: ClassVar[tuple[str, ...]] = ("boxes", "labels")
     target_key: ClassVar[str] = "labels"
     architecture_args: ClassVar[tuple[str, ...]] = (
@@ -117,10 +122,10 @@ class SSDLite(Head):
         super().__init__()
         self.taps = ("image", *taps)
         self.classes, self.softmax, self.lite = classes, score == "softmax", lite
-        self.private = 1  # logits before the first class's: the background's
+        self.private = 1  # number of logits before that of the first class: the background's
         self.match_iou, self.negatives, self.min_negatives = match_iou, negatives, min_negatives
         self.box_weight, self.box_beta = box_weight, box_beta
-        self.score_threshold, self.nms_iou, self.max_detections = score_threshold, nms_iou, max_detections
+        self.detection_settings = DetectionSettings(score_threshold, nms_iou, max_detections)
         self.shapes = anchors or level_shapes(
             len(taps) + len(extras), min_scale=min_scale, max_scale=max_scale, ratios=ratios, lowest=lowest
         )
@@ -184,16 +189,16 @@ class SSDLite(Head):
         return self._predict(features)[0]
 
     @torch.no_grad()
-    def fold(self) -> None:
-        """See `Head`: the background, whose sigmoid no score depends on."""
+    def drop_training_parts(self) -> None:
+        """See `Head`: drops the background's logit, on which no score depends where scores are sigmoids."""
         if self.softmax or not self.private:
             return
         for predictor, shapes in zip(self.class_predictors, self.shapes, strict=True):
             last = _last(predictor)
             assert last.bias is not None
-            for name, values in (("weight", last.weight), ("bias", last.bias)):
-                kept = values.unflatten(0, (len(shapes), -1))[:, self.private :].flatten(0, 1)
-                setattr(last, name, nn.Parameter(kept.contiguous(), requires_grad=False))
+            for name, rows in (("weight", last.weight), ("bias", last.bias)):
+                classes = rows.unflatten(0, (len(shapes), -1))[:, self.private :].flatten(0, 1)
+                setattr(last, name, nn.Parameter(classes.contiguous(), requires_grad=False))
             last.out_channels = len(last.weight)
         self.private = 0
 
@@ -218,7 +223,7 @@ class SSDLite(Head):
         return {"logits": torch.cat(logits, dim=1), "codes": torch.cat(codes, dim=1)}, maps
 
     def loss(self, raw: Mapping[str, Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Class and box loss, divided by the matched anchors of the batch.
+        """Class and box loss, divided by the number of matched anchors of the batch.
 
         Args:
             raw: From `forward`.
@@ -236,55 +241,62 @@ class SSDLite(Head):
         boxes, labels, ignore, valid = pad_targets([targets[index] for index in known], logits.device)
         matched = match(anchors, boxes, valid, ignore, threshold=self.match_iou)
         positive = matched >= 0
-        pick = matched.clamp(min=0)
-        classes = torch.where(positive, labels.gather(1, pick) + 1, 0) if boxes.shape[1] else torch.zeros_like(pick)
+        box_index = matched.clamp(min=0)
+        classes = torch.where(positive, labels.gather(1, box_index) + 1, 0) if boxes.shape[1] else box_index * 0
         loss = anchor_class_loss(logits, classes, softmax=self.softmax)
-        wanted = (positive.sum(dim=1) * self.negatives).long().clamp(min=self.min_negatives)
-        chosen = positive | hardest(loss, matched == NEGATIVE, wanted)
+        negatives = (positive.sum(dim=1) * self.negatives).long().clamp(min=self.min_negatives)
+        chosen = positive | hardest(loss, matched == NEGATIVE, negatives)
         normalizer = positive.sum().clamp(min=1)
         cls = torch.where(chosen, loss, 0.0).sum() / normalizer
         image, anchor = positive.nonzero(as_tuple=True)
-        codes = codes[image, anchor]
-        goal = encode(boxes[image, pick[image, anchor]], anchors[anchor])
-        box = F.smooth_l1_loss(codes, goal, reduction="sum", beta=self.box_beta) / normalizer
+        goal = encode(boxes[image, box_index[image, anchor]], anchors[anchor])
+        box = F.smooth_l1_loss(codes[image, anchor], goal, reduction="sum", beta=self.box_beta) / normalizer
         return {"cls": cls, "box": box * self.box_weight}
+
+    def loss_normalizer(self, targets: Sequence[Target], size: tuple[int, int]) -> tuple[float, float]:
+        """Returns the number of matched anchors, and 1."""
+        known = [target for target in targets if "boxes" in target]
+        if not known:
+            return 0.0, 1.0
+        boxes, _, ignore, valid = pad_targets(known, torch.device("cpu"))
+        anchors = self.constants(size)["anchors"].cpu()
+        return float((match(anchors, boxes, valid, ignore, threshold=self.match_iou) >= 0).sum()), 1.0
 
     def decode(self, raw: Mapping[str, Tensor], frames: Sequence[Frame]) -> list[Detections]:
         """Boxes after score threshold and NMS within each class, in original pixels."""
         logits = raw["logits"].detach().float().cpu()
         codes, anchors = (raw[name].detach().float().cpu().numpy() for name in ("codes", "anchors"))
-        # what rises with the score is enough to choose by: few logits become scores, few codes boxes
-        evidence = _log_softmax(logits) if self.softmax else logits
-        results = []
-        for image, (original, used) in enumerate(frames):
 
-            def boxes(rows: NDArray[np.int64], image: int = image, used: tuple[int, int] = used) -> NDArray[np.float32]:
-                return decode_within(codes[image, rows], anchors[rows], used)
+        def boxes_of(image: int) -> Callable[[NDArray[np.int64]], NDArray[np.float32]]:
+            return lambda rows: decode_numpy(codes[image, rows], anchors[rows])
 
-            found, best, labels = class_nms(
-                boxes,
-                evidence[image],
-                threshold=self.least_evidence,
-                iou=self.nms_iou,
-                keep=self.max_detections,
-                skip=logits.shape[-1] - self.classes,
+        return [
+            detect(
+                boxes_of(image),
+                logits[image],
+                frame,
+                self.detection_settings,
+                softmax=self.softmax,
+                first_class=logits.shape[-1] - self.classes,
             )
-            factor = np.array([original[1] / used[1], original[0] / used[0]] * 2, np.float32)
-            # once more, as scaling rounds
-            scaled = torch.from_numpy(clip_within(found.numpy() * factor, original))
-            results.append(Detections(scaled, _scores(best, self.softmax), labels))
-        return results
+            for image, frame in enumerate(frames)
+        ]
 
-    @property
-    def least_evidence(self) -> float:
-        """`score_threshold` as a logit, or as a log-probability if scores are a softmax: candidates have more."""
-        score = self.score_threshold
-        if score <= 0:
-            return -math.inf
-        return math.log(score) if self.softmax else math.inf if score >= 1 else math.log(score / (1 - score))
+    def anchor_coding(self) -> AnchorCoding:
+        """See `Head`."""
+        return AnchorCoding(
+            "logits", "codes", "anchors", self.classes, self.softmax, self.match_iou, self.detection_settings
+        )
+
+    def export_outputs(self, raw: Mapping[str, Tensor], frame: GraphFrame, suppress: Suppress) -> dict[str, Tensor]:
+        """See `Head`: ``boxes``, ``scores``, ``labels`` and ``count``."""
+        logits = raw["logits"]
+        scores = (logits.softmax(dim=-1) if self.softmax else logits.sigmoid())[..., self.private :]
+        boxes = boxes_at_anchors(raw["codes"], raw["anchors"])
+        return detect_in_graph(boxes, scores, frame, self.detection_settings, suppress)
 
     def class_rows(self) -> dict[str, ClassRows]:
-        """See `Head`; the private row is the background's."""
+        """See `Head`: the last layers of the class predictors; their private row is the background's."""
         last = [f"class_predictors.{n}.1" if self.lite else f"class_predictors.{n}" for n in range(len(self.shapes))]
         return {
             f"{name}.{part}": ClassRows(len(shapes), 1)
@@ -311,15 +323,3 @@ def _last(predictor: nn.Module) -> nn.Conv2d:
     last = predictor[-1] if isinstance(predictor, nn.Sequential) else predictor
     assert isinstance(last, nn.Conv2d)
     return last
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    """Over the last dimension, by NumPy: torch would wake its threads (`mnv2det.ops.boxes.decode_within`)."""
-    values = logits.numpy()
-    values = values - values.max(axis=-1, keepdims=True)
-    return torch.from_numpy(values - np.log(np.exp(values).sum(axis=-1, keepdims=True)))
-
-
-def _scores(evidence: Tensor, softmax: bool) -> Tensor:
-    """Of log-probabilities or logits, likewise."""
-    return torch.from_numpy(np.exp(evidence.numpy())) if softmax else evidence.sigmoid()

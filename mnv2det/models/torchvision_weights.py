@@ -1,4 +1,4 @@
-"""torchvision's MobileNetV2 under this package's names."""
+"""Reads torchvision's MobileNetV2 weights under the names of this package."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def convert_torchvision(state: Mapping[str, Tensor], *, where: str) -> tuple[dic
     """Renames a state dict of torchvision's ``mobilenet_v2``, of any width.
 
     Args:
-        state: ``features.0.0.weight`` ... and, if it has one, ``classifier.1.*``.
+        state: Tensors ``features.0.0.weight`` ... and, if it has a classifier, ``classifier.1.*``.
         where: Name of the source, for messages.
 
     Returns:
@@ -43,13 +43,13 @@ def convert_torchvision(state: Mapping[str, Tensor], *, where: str) -> tuple[dic
     )
     args: dict[str, Any] = {"width": width, "padding": "symmetric", "norm_eps": 1e-5}
     ours = MobileNetV2(**args).state_dict()
-    # both list the same convolutions and norms in the order of the network
+    # both have the same convolutions and norms in the order of the network
     if len(ours) != len(theirs):
         raise WeightsError(f"{where}: {len(theirs)} backbone tensors, expected {len(ours)}")
     tensors: dict[str, Tensor] = {}
-    for (name, like), (other, tensor) in zip(ours.items(), theirs.items(), strict=True):
-        if like.shape != tensor.shape:
-            raise WeightsError(f"{where}: tensor '{other}' is {list(tensor.shape)}, expected {list(like.shape)}")
+    for (name, own), (their_name, tensor) in zip(ours.items(), theirs.items(), strict=True):
+        if own.shape != tensor.shape:
+            raise WeightsError(f"{where}: tensor '{their_name}' is {list(tensor.shape)}, expected {list(own.shape)}")
         tensors[f"backbone.{name}"] = tensor
     header = Header(
         backbone={"name": "mobilenet_v2", "args": args},
@@ -65,10 +65,10 @@ def convert_torchvision(state: Mapping[str, Tensor], *, where: str) -> tuple[dic
 
 
 def download_torchvision(source: str) -> tuple[dict[str, Tensor], Header]:
-    """Downloads weights by torchvision's own downloader, with its checksum, into its cache.
+    """Downloads weights with torchvision's own downloader, which checks their hash and keeps them in its cache.
 
     Args:
-        source: ``torchvision:IMAGENET1K_V2``, say.
+        source: For instance ``torchvision:IMAGENET1K_V2``.
 
     Raises:
         WeightsError: torchvision has no such weights, or they cannot be downloaded.

@@ -1,4 +1,4 @@
-"""Our weight files: safetensors with one JSON header that says all a model needs to run."""
+"""Weight files: safetensors with a JSON header that says all that is needed to run the model."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Header:
         heads: Task name to ``{name, args}``.
         classes: Task name to its class names.
         preprocess: Input size, mean and std.
-        trainable: False when batch norm was folded and not re-estimated: inference only.
+        trainable: False if batch norm was folded and not estimated again; the weights are for inference only.
         config: The experiment's configuration, if it was trained here.
-        metrics: Figures measured with these weights.
+        metrics: Metrics measured with these weights.
         provenance: Where the weights come from (file name, sha256, step ...).
-        version: Of the package that wrote the file.
+        version: Version of the package that wrote the file.
     """
 
     backbone: dict[str, Any]
@@ -57,6 +57,10 @@ class Header:
     def from_json(cls, text: str, *, where: str) -> Header:
         """Reads what `to_json` wrote.
 
+        Args:
+            text: The JSON.
+            where: Name of the file, for messages.
+
         Raises:
             WeightsError: It is no such header, or of a newer format.
         """
@@ -64,14 +68,14 @@ class Header:
             data = json.loads(text)
             if data.pop("format") != FORMAT:
                 raise WeightsError(f"{where}: written in a newer format than {FORMAT}; update mnv2det")
-            shape = data.pop("preprocess")
-            lists = {key: tuple(shape[key]) for key in ("input_size", "mean", "std")}
-            pre = Preprocess(**lists, fit=shape.get("fit", "stretch"))
-            header = cls(preprocess=pre, **data)
-            sizes = (len(pre.input_size), len(pre.mean), len(pre.std))
+            fields = data.pop("preprocess")
+            tuples = {key: tuple(fields[key]) for key in ("input_size", "mean", "std")}
+            preprocess = Preprocess(**tuples, fit=fields.get("fit", "stretch"))
+            header = cls(preprocess=preprocess, **data)
+            lengths = (len(preprocess.input_size), len(preprocess.mean), len(preprocess.std))
             names = [*header.classes.values(), [header.backbone["name"]], [h["name"] for h in header.heads.values()]]
-            known = pre.fit in get_args(Fit) and all(isinstance(name, str) for group in names for name in group)
-            if sizes != (2, 3, 3) or not known:
+            known = preprocess.fit in get_args(Fit) and all(isinstance(name, str) for group in names for name in group)
+            if lengths != (2, 3, 3) or not known:
                 raise ValueError("wrong lengths or types")
             return header
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -79,7 +83,7 @@ class Header:
 
 
 def save_weights(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: Header) -> None:
-    """Writes tensors and header; the file is there whole or not at all.
+    """Writes a weight file at once: it is complete, or not there.
 
     Args:
         path: The safetensors file.
@@ -87,13 +91,13 @@ def save_weights(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], he
         header: What travels with it.
     """
     header.version = header.version or __version__
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    data = save(plain, {HEADER_KEY: header.to_json()})
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    data = save(contiguous, {HEADER_KEY: header.to_json()})
     write_atomically(Path(path), lambda file: file.write(data))
 
 
 def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Header]:
-    """Reads a file of `save_weights`.
+    """Reads a file that `save_weights` wrote.
 
     Returns:
         The tensors on the CPU, and the header.
@@ -110,7 +114,7 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Heade
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """The header alone, without loading tensors.
+    """Reads the header alone, without loading tensors.
 
     Raises:
         WeightsError: As `read_weights`.
@@ -128,5 +132,5 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 def plain(value: Any) -> Any:
-    """Tuples as lists, as JSON has them; for comparing arguments."""
+    """Turns tuples into lists, as JSON does, so that arguments can be compared."""
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,4 +1,4 @@
-"""Segmentation from several looks at a picture: scales, mirror images, overlapping windows."""
+"""Segmentation from several views of a picture: scales, mirror images, overlapping windows."""
 
 from __future__ import annotations
 

@@ -20,14 +20,15 @@ def level_shapes(
     ratios: Sequence[float] = (1.0, 2.0, 0.5, 3.0, 1 / 3),
     lowest: Sequence[Shape] | None = ((0.1, 1.0), (0.2, 2.0), (0.2, 0.5)),
 ) -> tuple[tuple[Shape, ...], ...]:
-    """Anchor shapes of every level.
+    """Computes the anchor shapes of every level.
 
     Args:
         levels: Number of feature maps, finest first.
         min_scale: Scale of the finest level.
         max_scale: Scale of the coarsest; those between are spaced evenly.
-        ratios: Aspect ratios of every level; each also gets ``(sqrt(s_k s_k+1), 1)``.
-        lowest: Shapes of the finest level instead; None treats it as the others.
+        ratios: Aspect ratios of every level, each at the level's scale. A level also gets a square of the scale
+            ``sqrt(s_k s_k+1)``, s_k+1 being that of the next level.
+        lowest: Shapes of the finest level in place of those; None treats it as the others.
 
     Returns:
         For each level its (scale, ratio) pairs.
@@ -47,10 +48,10 @@ def level_shapes(
 def make_anchors(
     maps: tuple[tuple[int, int], ...], shapes: tuple[tuple[Shape, ...], ...], size: tuple[int, int]
 ) -> Tensor:
-    """Anchors of all levels, one level after another, row by row, shape by shape.
+    """Computes the anchors of all levels, one level after another, row by row, shape by shape.
 
-    Centres are ``(i + .5) / map`` of the image. Sides are relative to the image's shorter side, so
-    that a ratio is one of pixels in images that are not square. Not clipped.
+    Centres are at ``(i + .5) / map`` of the image. Sides are relative to the image's shorter side, so
+    that a ratio is one of pixels, in images that are not square as well. Anchors are not clipped.
 
     Args:
         maps: (height, width) of each level's feature map.
@@ -61,7 +62,7 @@ def make_anchors(
         float32 (A, 4), xyxy in pixels; do not write to it, it is cached.
     """
     side = min(size)
-    found = []
+    levels = []
     for (height, width), level in zip(maps, shapes, strict=True):
         ys = (torch.arange(height, dtype=torch.float64) + 0.5) / height * size[0]
         xs = (torch.arange(width, dtype=torch.float64) + 0.5) / width * size[1]
@@ -69,5 +70,5 @@ def make_anchors(
         half = torch.stack([scale * ratio.sqrt(), scale / ratio.sqrt()], dim=1) * side / 2
         y, x = torch.meshgrid(ys, xs, indexing="ij")
         center = torch.stack([x, y], dim=-1)[:, :, None]
-        found.append(torch.cat([center - half, center + half], dim=-1).reshape(-1, 4))
-    return torch.cat(found).float()
+        levels.append(torch.cat([center - half, center + half], dim=-1).reshape(-1, 4))
+    return torch.cat(levels).float()

@@ -1,4 +1,4 @@
-"""Box arithmetic. Boxes are xyxy; anchors and boxes are in the same unit, whichever it is."""
+"""Box arithmetic. Boxes are xyxy; anchors and boxes are in the same unit, of whatever kind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def to_center(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Box code of SSD: what the box branch should predict at an anchor.
+    """Computes SSD's box code: what the box branch should predict at an anchor (docs/recipes.md).
 
     Args:
         boxes: (..., A, 4) xyxy; a box without area gives a finite but meaningless code.
@@ -37,7 +37,7 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 
 def decode(codes: Tensor, anchors: Tensor) -> Tensor:
-    """Inverse of `encode`.
+    """Computes boxes from their codes, the inverse of `encode`.
 
     Args:
         codes: (..., A, 4).
@@ -53,10 +53,8 @@ def decode(codes: Tensor, anchors: Tensor) -> Tensor:
     return torch.cat([center - half, center + half], dim=-1)
 
 
-def decode_within(
-    codes: NDArray[np.float32], anchors: NDArray[np.float32], size: tuple[float, float]
-) -> NDArray[np.float32]:
-    """What `decode` gives, cut to an image of (H, W); quicker for the few boxes of one picture.
+def decode_numpy(codes: NDArray[np.float32], anchors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Computes what `decode` computes, with NumPy: faster for the few boxes of one picture.
 
     Besides, torch's ``exp`` wakes its threads, which then spin on the cores that another runtime's next
     prediction needs.
@@ -64,25 +62,24 @@ def decode_within(
     Args:
         codes: (N, 4).
         anchors: (N, 4) xyxy.
-        size: Of the image.
 
     Returns:
-        (N, 4) xyxy.
+        (N, 4) xyxy, not clipped to the image.
     """
     low = anchors[:, :2]
     sides = anchors[:, 2:] - low
     center = low + (codes[:, :2] / CENTER_SCALE + 0.5) * sides
     half = np.exp(np.minimum(codes[:, 2:] / SIZE_SCALE, MAX_LOG_SIZE)) * (sides * 0.5)
-    return clip_within(np.concatenate([center - half, center + half], axis=1), size)
+    return np.concatenate([center - half, center + half], axis=1)
 
 
-def clip_within(boxes: NDArray[np.float32], size: tuple[float, float]) -> NDArray[np.float32]:
-    """Boxes (..., 4) xyxy cut to an image of (H, W)."""
+def clip_boxes(boxes: NDArray[np.float32], size: tuple[float, float]) -> NDArray[np.float32]:
+    """Cuts boxes (..., 4), xyxy, to an image of the size (H, W)."""
     return np.clip(boxes, 0, np.array([size[1], size[0]] * 2, np.float32))
 
 
 def area(boxes: Tensor) -> Tensor:
-    """Areas (...) of xyxy boxes (..., 4); never negative."""
+    """Areas (...) of boxes (..., 4), xyxy; 0 where a box is turned inside out."""
     return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)
 
 
@@ -90,6 +87,6 @@ def intersection(first: Tensor, second: Tensor) -> Tensor:
     """Overlap areas (..., N, M) of xyxy boxes (..., N, 4) and (..., M, 4), batched by broadcasting."""
     x1, y1, x2, y2 = first[..., :, None, :].unbind(-1)
     left, top, right, bottom = second.movedim(-1, 0).contiguous()[..., None, :].unbind(0)
-    # one coordinate at a time: several times faster than pairs in the last dimension
+    # one coordinate at a time is several times faster than pairs of them in the last dimension
     width = (torch.minimum(x2, right) - torch.maximum(x1, left)).clamp_(min=0)
     return width.mul_((torch.minimum(y2, bottom) - torch.maximum(y1, top)).clamp_(min=0))

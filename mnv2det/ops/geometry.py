@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from mnv2det.structures import Preprocess
 
 CROP = 0.875  # share of a picture's shorter side that `fit: crop` shows, as the authors evaluate (224 of 256)
@@ -27,14 +29,14 @@ def place(height: Any, width: Any, preprocess: Preprocess, xp: Any, *, shrink: b
     """Computes where pictures lie in the input.
 
     Args:
-        height: Of the pictures: numbers, or arrays or tensors of them (float64, so that all round alike).
-        width: Likewise.
-        preprocess: Of the model.
+        height: Heights of the pictures: a number, or an array or tensor (float64, so that all round alike).
+        width: Their widths, in the same form.
+        preprocess: That of the model.
         xp: The library that computes with them: ``numpy`` or ``torch``.
         shrink: Whether ``pad`` makes a picture smaller that exceeds the input; otherwise it stays larger.
 
     Returns:
-        Numbers, arrays or tensors, all of them whole.
+        Whole numbers, or arrays or tensors of them.
     """
     rows, columns = preprocess.input_size
     whole, origin = (rows, columns), (0, 0)
@@ -51,3 +53,19 @@ def place(height: Any, width: Any, preprocess: Preprocess, xp: Any, *, shrink: b
         factor = xp.clip(factor, None, 1.0)
     used = (xp.clip(xp.round(height * factor), 1, None), xp.clip(xp.round(width * factor), 1, None))
     return Placement(used, origin, used)
+
+
+class GraphFrame(NamedTuple):
+    """What a `Frame` is in an exported graph: where the pictures of a batch, all of one size, lie in the input.
+
+    Attributes:
+        height: Of the pictures in pixels; the symbolic size of a traced tensor.
+        width: Of the pictures in pixels; symbolic as well.
+        size: The same two numbers as a tensor, float64 (2,).
+        used: (h, w) of the input's upper left part that shows the pictures, float64 (2,).
+    """
+
+    height: int
+    width: int
+    size: Tensor
+    used: Tensor

@@ -1,4 +1,4 @@
-"""Maps of class scores: enlarging them, and the masks they stand for."""
+"""Maps of class scores: how they are enlarged, and the masks that they stand for."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mnv2det.ops.geometry import GraphFrame
 from mnv2det.structures import Frame, Segmentation
 
-TILE = 16  # side of the squares that are labelled at once, pixels
-TILES = 1024  # of them interpolated at once, which bounds the memory
+TILE = 16  # side in pixels of the squares of a mask that are labelled at once
+TILES = 1024  # most squares that are interpolated at once, which bounds the memory
 
 
 def enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear with the corners aligned, as DeepLab's authors do.
+    """Resizes maps bilinearly with the corners aligned, as DeepLab's authors do.
 
     Args:
         maps: (B, K, h, w), any floating type.
@@ -29,12 +30,12 @@ def enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def sample(maps: Tensor, size: tuple[int, int], step: int) -> Tensor:
-    """What `enlarge` gives in every ``step``-th row and column, without computing the rest.
+    """Computes every ``step``-th row and column of what `enlarge` gives, and nothing else.
 
     Args:
         maps: (B, K, h, w), any floating type.
-        size: (H, W) that it would be enlarged to.
-        step: From one row or column to the next.
+        size: (H, W) that `enlarge` would be given.
+        step: Distance from one row or column to the next.
 
     Returns:
         float32 (B, K, ceil(H / step), ceil(W / step)).
@@ -45,49 +46,80 @@ def sample(maps: Tensor, size: tuple[int, int], step: int) -> Tensor:
 
 
 def label(maps: Tensor, frames: Sequence[Frame]) -> list[Segmentation]:
-    """The class with the largest value at every pixel.
+    """Finds the class with the largest value at every pixel.
 
     Args:
-        maps: Logits or probabilities (B, K, H, W) of the network's input.
-        frames: One per image.
+        maps: Logits or probabilities (B, K, H, W) at the size of the network's input.
+        frames: Where each picture lies in the input.
 
     Returns:
         Masks in the original sizes.
     """
     results = []
     for image, (size, (height, width)) in enumerate(frames):
-        seen = maps[image : image + 1, :, :height, :width]
+        shown = maps[image : image + 1, :, :height, :width]
         if (height, width) != tuple(size):
-            # the picture was resized without aligning corners, so this is its way back
-            seen = F.interpolate(seen, tuple(size), mode="bilinear", align_corners=False)
-        results.append(Segmentation(seen[0].argmax(dim=0).to(torch.uint8)))
+            # the picture was resized without aligning corners, so the way back is the same
+            shown = F.interpolate(shown, tuple(size), mode="bilinear", align_corners=False)
+        results.append(Segmentation(shown[0].argmax(dim=0).to(torch.uint8)))
     return results
 
 
 def label_enlarged(maps: Tensor, size: tuple[int, int], frames: Sequence[Frame]) -> list[Segmentation]:
-    """What ``label(enlarge(maps, size), frames)`` finds, without computing most of those values.
+    """Finds the masks of ``label(enlarge(maps, size), frames)`` without computing most of those values.
 
-    An interpolated value is a mean of the map's, weighted alike for all classes. So where one class
-    is largest at every position that a tile of the mask reads, it is largest in the whole tile; and
-    in the other tiles a class nowhere above that of one of the corners cannot win.
+    An interpolated value is a weighted mean of values of the map, with the same weights for all classes. So
+    where one class is largest at every position that a tile of the mask reads, it is largest in the whole
+    tile. In the other tiles a class can only win if it is somewhere above the class of each corner.
 
     Args:
         maps: (B, K, h, w), any floating type.
         size: (H, W) of the network's input.
-        frames: One per image.
+        frames: Where each picture lies in the input.
 
     Returns:
         Masks in the original sizes.
     """
     maps = maps.float()
     return [
-        Segmentation(_label_tiles(each, best, size, frame))
-        for each, best, frame in zip(maps, maps.argmax(dim=1), frames, strict=True)
+        Segmentation(_label_tiles(scores, best, size, frame))
+        for scores, best, frame in zip(maps, maps.argmax(dim=1), frames, strict=True)
     ]
 
 
+def label_in_graph(maps: Tensor, weights: Sequence[Tensor], frame: GraphFrame) -> Tensor:
+    """Finds the masks that `label_enlarged` finds, by operations that can be traced for pictures of any size.
+
+    Args:
+        maps: (B, K, h, w).
+        weights: From `enlarging_weights`, of the rows and of the columns.
+        frame: Where the pictures lie in the input.
+
+    Returns:
+        uint8 (B, H, W).
+    """
+    rows = _weights_in_picture(weights[0], frame.height, frame.used[0])
+    columns = _weights_in_picture(weights[1], frame.width, frame.used[1])
+    return torch.matmul(torch.matmul(rows, maps.float()), columns.T).argmax(dim=1).to(torch.uint8)
+
+
+def enlarging_weights(low: int, full: int) -> Tensor:
+    """Along one axis, the weights (full, low) by which `enlarge` makes pixels from the positions of a map."""
+    return enlarge(torch.eye(low)[None, None], (full, low))[0, 0]
+
+
+def _weights_in_picture(weights: Tensor, length: int, used: Tensor) -> Tensor:
+    """Weights (length, low) of a map's positions in the pixels of a picture, from those in the pixels of the input."""
+    size = torch.scalar_tensor(length, dtype=torch.float64)
+    center = ((torch.arange(length, dtype=torch.float64) + 0.5) * (used / size) - 0.5).clamp(min=0.0)
+    pixel = center.floor()
+    share = (center - pixel).float()[:, None]
+    first, second = (weights.index_select(0, index.minimum(used - 1).long()) for index in (pixel, pixel + 1))
+    return first * (1 - share) + second * share
+
+
 def _label_tiles(maps: Tensor, best: Tensor, size: tuple[int, int], frame: Frame) -> Tensor:
-    """The mask, uint8 (H, W), from maps (K, h, w) and their largest classes (h, w)."""
+    """The mask, uint8 (H, W), of one picture from its maps (K, h, w) and the largest class at each position (h, w)."""
     (height, width), used = frame
     low = maps.shape[1:]
     rows, row_weights = (t.to(maps.device) for t in _tiles(low[0], size[0], used[0], height))
@@ -96,13 +128,13 @@ def _label_tiles(maps: Tensor, best: Tensor, size: tuple[int, int], frame: Frame
     least = across.amin(dim=1)[:, columns].amin(dim=-1)
     mixed = least != across.amax(dim=1)[:, columns].amax(dim=-1)
     tiles = least.to(torch.uint8)[:, :, None, None].expand(-1, -1, TILE, TILE).contiguous()
-    deep = maps.permute(1, 2, 0).contiguous()
-    places = mixed.nonzero()
-    for first in range(0, len(places), TILES):
-        i, j = places[first : first + TILES].unbind(dim=1)
+    positions = maps.permute(1, 2, 0).contiguous()
+    undecided = mixed.nonzero()
+    for first in range(0, len(undecided), TILES):
+        i, j = undecided[first : first + TILES].unbind(dim=1)
         y, x = rows[i][:, :, None], columns[j][:, None, :]
         corners = best[y, x][:, [0, 0, -1, -1], [0, -1, 0, -1]]
-        values, classes = _contenders(deep[y, x].flatten(1, 2), corners)
+        values, classes = _contenders(positions[y, x].flatten(1, 2), corners)
         across = torch.bmm(row_weights[i], values.reshape(len(i), rows.shape[1], -1))
         across = across.reshape(len(i), TILE, columns.shape[1], -1)
         winner = torch.matmul(column_weights[j][:, None], across).argmax(dim=-1)
@@ -111,26 +143,37 @@ def _label_tiles(maps: Tensor, best: Tensor, size: tuple[int, int], frame: Frame
 
 
 def _contenders(values: Tensor, corners: Tensor) -> tuple[Tensor, Tensor]:
-    """Of values (N, positions, K) those (N, positions, M) of the classes that may be largest in between; these."""
-    alive = torch.ones_like(values[:, 0], dtype=torch.bool)
+    """Keeps the classes that may be largest somewhere between the positions of a tile.
+
+    Args:
+        values: (N, positions, K): those that each of N tiles reads.
+        corners: int64 (N, 4): the largest classes at the corners of each tile.
+
+    Returns:
+        The values (N, positions, M) and numbers (N, M) of M classes of each tile.
+    """
+    possible = torch.ones_like(values[:, 0], dtype=torch.bool)
     for corner in corners.unbind(dim=1):
         above = (values > values.gather(2, corner[:, None, None].expand(-1, values.shape[1], 1))).any(dim=1)
-        alive &= above.scatter_(1, corner[:, None], True)
-    most = int(alive.sum(dim=1).max())
-    # in rising order, so that a tie goes to the first class
-    classes = alive.byte().topk(most, dim=1).indices.sort(dim=1).values
+        possible &= above.scatter_(1, corner[:, None], True)
+    count = int(possible.sum(dim=1).max())
+    # in ascending order, so that a tie goes to the first class
+    classes = possible.byte().topk(count, dim=1).indices.sort(dim=1).values
     return values.gather(2, classes[:, None].expand(-1, values.shape[1], -1)), classes
 
 
 @functools.lru_cache(maxsize=16)
 def _tiles(low: int, full: int, used: int, size: int) -> tuple[Tensor, Tensor]:
-    """Along one axis: the map's positions that each tile reads (T, n), and their weights (T, TILE, n).
+    """Along one axis, the positions of a map that each tile of a mask reads, and their weights.
 
     Args:
-        low: Positions of the map.
-        full: Pixels of the network's input, corners aligned to the map's.
-        used: Of these, how many show the picture.
-        size: Pixels of the picture.
+        low: Number of positions of the map.
+        full: Number of pixels of the network's input; its corners are aligned to those of the map.
+        used: How many of these pixels show the picture.
+        size: Number of pixels of the picture.
+
+    Returns:
+        Positions int64 (T, n) and weights float32 (T, TILE, n).
     """
     weights = F.interpolate(torch.eye(low)[None], full, mode="linear", align_corners=True)[..., :used]
     if size != used:
@@ -138,6 +181,6 @@ def _tiles(low: int, full: int, used: int, size: int) -> tuple[Tensor, Tensor]:
     weights = F.pad(weights, (0, -size % TILE), mode="replicate")[0].T.reshape(-1, TILE, low)
     read = (weights > 0).any(dim=1).int()
     first, last = read.argmax(dim=1), low - 1 - read.flip(1).argmax(dim=1)
-    most = int((last - first).max()) + 1
-    positions = first.clamp(max=low - most)[:, None] + torch.arange(most)
+    count = int((last - first).max()) + 1
+    positions = first.clamp(max=low - count)[:, None] + torch.arange(count)
     return positions, weights.gather(2, positions[:, None].expand(-1, TILE, -1))

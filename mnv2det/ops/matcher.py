@@ -10,26 +10,29 @@ from torch import Tensor
 from mnv2det.ops.boxes import area, intersection
 from mnv2det.structures import Target
 
-NEGATIVE, IGNORED = -1, -2
+NEGATIVE, IGNORED = -1, -2  # what an anchor without a box has in place of the box's index
 
 
 def match(
     anchors: Tensor, boxes: Tensor, valid: Tensor, ignore: Tensor, *, threshold: float = 0.5, overlap: float = 0.5
 ) -> Tensor:
-    """SSD's matching: IoU of ``threshold``, and every box forces its best anchor.
+    """Matches anchors to boxes as SSD does.
+
+    An anchor is matched to the box with which its IoU is largest, if that is at least ``threshold``. Besides,
+    every box gets the anchor with which its IoU is largest, whatever it is.
 
     Args:
         anchors: (A, 4) xyxy.
         boxes: (B, M, 4) xyxy, padded to the same M.
-        valid: bool (B, M); False for padding. Boxes without area never match either.
-        ignore: bool (B, M); crowds and difficult boxes: never matched, but an anchor of which they
+        valid: bool (B, M); False for padding. Boxes without area are not matched either.
+        ignore: bool (B, M); crowds and difficult boxes. They are not matched, but an anchor of which they
             cover the share ``overlap`` is no negative.
-        threshold: Least IoU of a match that is not forced.
+        threshold: Least IoU of a match.
         overlap: See ``ignore``.
 
     Returns:
-        int64 (B, A): index of the matched box, -1 for a negative, -2 for an ignored anchor. Where
-        two boxes force the same anchor the first of them gets it.
+        int64 (B, A): index of the matched box, `NEGATIVE` or `IGNORED`. If two boxes have their largest IoU with
+        the same anchor, the first of them gets it.
     """
     batch, count = boxes.shape[:2]
     if count == 0:
@@ -48,26 +51,31 @@ def match(
         covered = (shared >= overlap * anchor_areas) & ignorable[..., None]
         matched = torch.where((matched == NEGATIVE) & covered.any(dim=1), IGNORED, matched)
 
-    reach, favourite = iou.max(dim=2)  # (B, M)
+    largest, best_anchor = iou.max(dim=2)  # (B, M)
     number = torch.arange(count, device=boxes.device).expand(batch, count)
-    # a box that no anchor touches forces none
-    number = torch.where(usable & (reach > 0), number, count)
-    forced = torch.full_like(matched, count).scatter_reduce(1, favourite, number, "amin")
-    return torch.where(forced < count, forced, matched)
+    # a box that no anchor touches gets none
+    number = torch.where(usable & (largest > 0), number, count)
+    first = torch.full_like(matched, count).scatter_reduce(1, best_anchor, number, "amin")
+    return torch.where(first < count, first, matched)
 
 
 def pad_targets(targets: Sequence[Target], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Puts targets of different lengths into one tensor each.
+    """Pads the boxes of several images to the same number.
+
+    Args:
+        targets: Each with ``boxes`` and ``labels``.
+        device: Where the tensors are put.
 
     Returns:
-        boxes (B, M, 4), labels (B, M), ignore (B, M) and valid (B, M), M the largest count.
+        boxes float32 (B, M, 4), labels int64 (B, M), ignore bool (B, M) and valid bool (B, M), which is False for
+        padding; M is the largest number of boxes of an image.
     """
     counts = torch.tensor([len(target["boxes"]) for target in targets])
-    most = int(counts.max())
-    valid = torch.arange(most) < counts[:, None]
-    boxes = torch.zeros(len(targets), most, 4)
-    labels = torch.zeros(len(targets), most, dtype=torch.int64)
-    ignore = torch.zeros(len(targets), most, dtype=torch.bool)
+    width = int(counts.max())
+    valid = torch.arange(width) < counts[:, None]
+    boxes = torch.zeros(len(targets), width, 4)
+    labels = torch.zeros(len(targets), width, dtype=torch.int64)
+    ignore = torch.zeros(len(targets), width, dtype=torch.bool)
     boxes[valid] = torch.cat([target["boxes"].cpu() for target in targets])
     labels[valid] = torch.cat([target["labels"].cpu() for target in targets])
     ignore[valid] = torch.cat(

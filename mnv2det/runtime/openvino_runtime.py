@@ -18,7 +18,7 @@ from mnv2det.io import cores
 from mnv2det.models.head import Head
 from mnv2det.registry import RUNTIMES
 from mnv2det.runtime.base import Options, Outputs, Runtime, Session, one_line
-from mnv2det.runtime.openvino_detections import FRAME, Shortlist, describe, shorten
+from mnv2det.runtime.openvino_detections import FRAME, GraphDetections, add_detections, write_frame
 from mnv2det.structures import Frame
 
 # where OpenVINO's reader of ONNX puts a file's metadata; files of ours have it there, too
@@ -100,7 +100,7 @@ class OpenVinoSession(Session):
         }
         self.usual = (1, *metadata.header.preprocess.input_size, 3) if metadata.form == "raw" else None
         self.heads: Mapping[str, Head] = {}
-        self.shortlists: list[Shortlist] = []
+        self.detections: list[GraphDetections] = []
 
     def attach_heads(self, heads: Mapping[str, Head]) -> None:
         """Compiles the network, with what detectors do with their best candidates, for the usual shape."""
@@ -115,18 +115,18 @@ class OpenVinoSession(Session):
             request, described = self.idle[usual].get_nowait()
         except queue.Empty:
             request, described = self._compile(usual=usual).create_infer_request(), None
-        shortlists = self.shortlists if usual and frame is not None else []
-        if shortlists and frame is not None and frame != described:
-            describe(frame, request.get_tensor(FRAME).data)
+        detections = self.detections if usual and frame is not None else []
+        if detections and frame is not None and frame != described:
+            write_frame(frame, request.get_tensor(FRAME).data)
             described = frame
         # infer() would make arrays of all outputs
         request.set_tensor(INPUT, self.tensor(image, shared_memory=image.flags.writeable))
         request.start_async()
         request.wait()
         outputs: Outputs = {}
-        for shortlist in shortlists:
-            if (result := shortlist.read(request)) is not None:
-                outputs[shortlist.task] = result
+        for detector in detections:
+            if (result := detector.read(request)) is not None:
+                outputs[detector.task] = result
         for name in self.outputs:
             if name.split(".")[0] not in outputs:
                 outputs[name] = torch.from_numpy(request.get_tensor(name).data.copy())
@@ -140,6 +140,6 @@ class OpenVinoSession(Session):
                 network = self.network.clone()
                 if usual:
                     network.reshape(list(self.usual or ()))
-                    self.shortlists = shorten(network, self.heads, self.metadata.header.preprocess.input_size)
+                    self.detections = add_detections(network, self.heads, self.metadata.header.preprocess.input_size)
                 self.compiled[usual] = self.core.compile_model(network, "CPU", self.settings)
             return self.compiled[usual]

@@ -23,7 +23,7 @@ from mnv2det.models.weight_file import Header, read_header
 from mnv2det.models.windows import segment
 from mnv2det.registry import HEADS
 from mnv2det.runtime.base import Options, Outputs, Precision, Session, choose, is_export, readers, runtimes
-from mnv2det.structures import Detections, Frame, Preprocess, Result, Scores, Segmentation
+from mnv2det.structures import Frame, Preprocess, Result
 
 Pixels = NDArray[np.uint8]
 Picture = str | os.PathLike[str] | bytes | Pixels
@@ -174,7 +174,10 @@ class Predictor:
     def finish(self, outputs: Outputs, frames: Sequence[Frame]) -> list[dict[str, Result]]:
         """Results of the pictures of one batch, from `run`'s outputs and `prepare`'s frames."""
         if self.session.metadata.form == "complete":
-            return [{task: _result(outputs, task, number) for task in self.heads} for number in range(len(frames))]
+            return [
+                {task: head.result_from_export(_of(outputs, task), number) for task, head in self.heads.items()}
+                for number in range(len(frames))
+            ]
         found: dict[str, Sequence[Any]] = {}
         for task, head in self.heads.items():
             if task in outputs:
@@ -305,17 +308,6 @@ def _of(outputs: Outputs, task: str) -> dict[str, Tensor]:
         for name, value in outputs.items()
         if name.startswith(f"{task}.")
     }
-
-
-def _result(outputs: Outputs, task: str, number: int) -> Result:
-    """One picture's result from a complete export."""
-    own = {name: value[number] for name, value in _of(outputs, task).items()}
-    if "mask" in own:
-        return Segmentation(own["mask"])
-    if "probabilities" in own:
-        return Scores(own["probabilities"])
-    count = int(own["count"])
-    return Detections(own["boxes"][:count], own["scores"][:count], own["labels"][:count])
 
 
 def _stack(images: Sequence[Pixels]) -> Pixels:

@@ -76,8 +76,8 @@ def test_any_input_size(size: tuple[int, int]):
 def test_a_folded_head_has_no_background_that_nobody_reads(score: str, private: int, lite: bool):
     head, features = small_head(score=score, lite=lite, prior=None).eval(), small_features()
     before = head.forward_export(features)
-    head.fold()
-    head.fold()
+    head.drop_training_parts()
+    head.drop_training_parts()
     after = head.forward_export(features)
     assert after["logits"].shape[-1] == 3 + private
     assert_close(after["logits"], before["logits"][..., 1 - private :])

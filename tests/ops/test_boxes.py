@@ -1,10 +1,11 @@
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 from torchvision.ops import box_iou
 
 from mnv2det.ops.anchors import level_shapes, make_anchors
-from mnv2det.ops.boxes import area, decode, decode_within, encode, intersection
+from mnv2det.ops.boxes import area, clip_boxes, decode, decode_numpy, encode, intersection
 
 
 def random_boxes(*shape: int, size: float = 300.0) -> torch.Tensor:
@@ -20,10 +21,14 @@ def test_decode_inverts_encode():
 def test_decoding_a_few_within_an_image_is_decoding_and_cutting():
     codes, anchors = torch.randn(40, 4) * 8, random_boxes(40)
     codes[0] = 1e4  # more than exp() can take
-    low, high = torch.zeros(4), torch.tensor([300.0, 200.0, 300.0, 200.0])
-    found = torch.from_numpy(decode_within(codes.numpy(), anchors.numpy(), (200, 300)))
-    assert found.dtype == torch.float32
-    assert_close(found, decode(codes, anchors).maximum(low).minimum(high))
+    boxes = decode_numpy(codes.numpy(), anchors.numpy())
+    assert boxes.dtype == np.float32
+    assert_close(torch.from_numpy(boxes), decode(codes, anchors))
+
+
+def test_clipping_cuts_boxes_to_the_image():
+    boxes = np.array([[-5, -6, 400, 300], [10, 20, 30, 40]], np.float32)
+    assert clip_boxes(boxes, (200, 300)).tolist() == [[0, 0, 300, 200], [10, 20, 30, 40]]
 
 
 def test_box_code_is_the_published_one():

@@ -10,9 +10,10 @@ from torch.testing import assert_close
 
 from mnv2det.export.program import ExportMetadata
 from mnv2det.models.build import from_file
+from mnv2det.models.classifier import Classifier
 from mnv2det.models.ssdlite import SSDLite
 from mnv2det.runtime.base import write
-from mnv2det.runtime.openvino_detections import FRAME, MOST, describe, shorten
+from mnv2det.runtime.openvino_detections import ANCHORS, FRAME, add_detections, write_frame
 from mnv2det.runtime.predictor import Predictor
 from mnv2det.structures import Detections, FeatureInfo, Frame
 
@@ -22,7 +23,7 @@ SIZE = (96, 128)
 
 
 class Graph:
-    """A detector whose raw outputs are given, with a shortlist."""
+    """A detector whose raw outputs are given, with its detections behind them."""
 
     def __init__(self, head: SSDLite, size: tuple[int, int] = SIZE, private: int = 1) -> None:
         op = openvino.opset13
@@ -33,15 +34,16 @@ class Graph:
         for name, result in zip(shapes, results, strict=True):
             result.output(0).get_tensor().set_names({f"det.{name}"})
         network = openvino.Model(results, inputs)
-        (self.shortlist,) = shorten(network, {"det": head, "other": torch.nn.Identity()}, size)
+        other = Classifier({"last": FeatureInfo(8, 32)}, classes=2)
+        (self.detections,) = add_detections(network, {"det": head, "other": other}, size)
         settings = {"INFERENCE_PRECISION_HINT": "f32"}
         self.request = openvino.Core().compile_model(network, "CPU", settings).create_infer_request()
 
     def both(self, logits: torch.Tensor, codes: torch.Tensor, frame: Frame) -> tuple[Detections | None, Detections]:
-        describe(frame, self.request.get_tensor(FRAME).data)
+        write_frame(frame, self.request.get_tensor(FRAME).data)
         self.request.infer({0: logits.numpy(), 1: codes.numpy()})
         raw = {"logits": logits, "codes": codes, "anchors": self.anchors}
-        return self.shortlist.read(self.request), self.head.decode(raw, [frame])[0]
+        return self.detections.read(self.request), self.head.decode(raw, [frame])[0]
 
 
 def head(**hyper: object) -> SSDLite:
@@ -64,11 +66,11 @@ def assert_alike(found: Detections | None, wanted: Detections) -> None:
         (3.0, {"score_threshold": 0.3}),  # candidates are few
         (3.0, {"score_threshold": 0.3, "nms_iou": 0.2, "max_detections": 100}),
         (2.0, {"score_threshold": 0.0, "classes": 80}),
-        (2.0, {"score_threshold": 0.0, "classes": 1}),  # hardly more candidates than a shortlist takes anchors
+        (2.0, {"score_threshold": 0.0, "classes": 1}),  # hardly more candidates than anchors are used
         (2.0, {"score_threshold": 1.0}),  # none
     ],
 )
-def test_it_is_what_decode_finds(score: str, spread: float, hyper: dict[str, object]):
+def test_the_graph_finds_what_decode_finds(score: str, spread: float, hyper: dict[str, object]):
     graph = Graph(head(score=score, **hyper))
     generator = torch.Generator().manual_seed(0)
     boxes = 0
@@ -82,7 +84,7 @@ def test_it_is_what_decode_finds(score: str, spread: float, hyper: dict[str, obj
     assert (boxes > 0) == (hyper["score_threshold"] != 1.0)
 
 
-def test_without_a_background():
+def test_logits_without_a_background():
     graph = Graph(head(score_threshold=0.1), private=0)
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(1, len(graph.anchors), 3, generator=generator)
@@ -100,19 +102,19 @@ def test_equal_scores_are_taken_in_the_same_order():
         codes = torch.randn(1, len(graph.anchors), 4, generator=generator) * 3
         found, wanted = graph.both(logits, codes, Frame((480, 640), SIZE))
         assert len(wanted.scores.unique()) < len(wanted.scores), "nothing is equal"
-        # where the last ones are as good as the least of the shortlist, it must not decide
+        # where the last ones are as good as the best of another anchor, it must not decide
         if found is not None:
             compared += 1
             assert_alike(found, wanted)
     assert compared > 5
 
 
-def test_it_says_where_it_cannot_know():
+def test_read_gives_none_where_all_anchors_have_to_be_looked_at():
     graph = Graph(head(classes=80, score_threshold=0.01, nms_iou=0.1))
     logits = torch.full((1, len(graph.anchors), 81), -3.0)
     # the best candidates are one object, seen by anchors that all give the same box
     first = graph.anchors[0]
-    count = MOST + 8
+    count = ANCHORS + 8
     assert count <= len(graph.anchors), "too few anchors for this"
     logits[0, :count, 5] = torch.linspace(3, 4, count)
     codes = torch.zeros(1, len(graph.anchors), 4)
@@ -126,7 +128,7 @@ def test_it_says_where_it_cannot_know():
 
 
 @pytest.mark.parametrize("fit", ["stretch", "letterbox", "pad"])
-def test_a_predictor_uses_it(fit, tmp_path, monkeypatch: pytest.MonkeyPatch):
+def test_a_predictor_reads_detections_from_the_graph(fit, tmp_path, monkeypatch: pytest.MonkeyPatch):
     source = weights(tmp_path, "det", "seg", fit=fit)
     model, header = from_file(str(source))
     path = tmp_path / "model.onnx"
@@ -154,7 +156,7 @@ def test_a_predictor_uses_it(fit, tmp_path, monkeypatch: pytest.MonkeyPatch):
     before = results[0]["det"].boxes.clone()
     predictor(shown[1])
     assert torch.equal(results[0]["det"].boxes, before)
-    # where it cannot know, all candidates are looked at
-    monkeypatch.setattr(type(predictor.session.shortlists[0]), "read", lambda self, request: None)
+    # where the graph cannot know, all anchors are looked at
+    monkeypatch.setattr(type(predictor.session.detections[0]), "read", lambda self, request: None)
     for image, wanted in zip(shown, results, strict=True):
         assert_alike(wanted["det"], predictor(image)["det"])

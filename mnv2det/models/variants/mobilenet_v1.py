@@ -13,7 +13,7 @@ from mnv2det.ranges import NormEpsilon, Share, Width
 from mnv2det.registry import BACKBONES
 from mnv2det.structures import FeatureInfo
 
-# Table 1: channels and stride of every separable layer. It gives the last one stride 2, but lets it keep its 7x7 map.
+# Table 1: channels and stride of every separable layer. It gives the last layer stride 2, but the same 7x7 map.
 TABLE_1 = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
 
 
@@ -31,7 +31,7 @@ class MobileNetV1(Chain):
             ``last/32``), is the same for every output stride.
         padding: ``symmetric`` or ``same`` (TensorFlow's).
         act: ReLU6 as in the released weights, or ReLU as in Howard et al.
-        norm_eps: Of batch norm.
+        norm_eps: Epsilon of batch norm.
         norm_momentum: Weight of the newest batch in the running statistics.
     """
 

@@ -1,4 +1,4 @@
-"""MobileNetV2 turned outside in: the classical residual bottlenecks that the paper compares with (Figure 3)."""
+"""MobileNetV2 with the classical residual bottlenecks that the paper compares with (Figure 3)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from mnv2det.structures import FeatureInfo
 class MobileNetResidual(Chain):
     """Stem and 17 residual bottlenecks with the channels of MobileNetV2's Table 2.
 
-    Their insides have the table's channels, their ends t times as many, the last one's 1280: the tensors
-    of MobileNetV2, but the shortcuts join the wide ones, and the depthwise layers work on the thin ones. The
-    paper has no such network in its tables; it is one way to build its Figure 3a.
+    The reduced tensors inside a bottleneck have the table's channels, its input and output t times as many, and
+    the last output 1280. These are the tensors of MobileNetV2, but the shortcuts connect the wide ones, and the
+    depthwise layers work on the thin ones. The paper has no such network in its tables; it is one way to build
+    its Figure 3a.
 
     Features: ``image``, ``stem``, ``block1`` ... ``block17`` and ``last``, which is ``block17``. SSDLite reads
     ``block13/16`` and ``last/32``, DeepLab ``last``.
@@ -30,7 +31,7 @@ class MobileNetResidual(Chain):
         width: Multiplier of all channel counts but the last, which never shrinks below 1280.
         output_stride: 32, 16 or 8, by dilation, as in `MobileNetV2`.
         padding: ``symmetric`` or ``same``.
-        norm_eps: Of batch norm.
+        norm_eps: Epsilon of batch norm.
         norm_momentum: Weight of the newest batch in the running statistics.
     """
 
@@ -69,7 +70,7 @@ class MobileNetResidual(Chain):
                         pad=padding,
                         eps=norm_eps,
                         momentum=norm_momentum,
-                        # a layer that lost its stride still is the first of its row: no shortcut
+                        # a layer that lost its stride is still the first of its row, which has no shortcut
                         shortcut=False if lost > 1 else None,
                     )
                 )

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from mnv2det.errors import ConfigError
 from mnv2det.export.graph import Folded, Raw, fold
 from mnv2det.export.split import check_bottlenecks
-from mnv2det.models.backbone import Backbone, split_tap
-from mnv2det.models.layers import InvertedResidual
+from mnv2det.models.backbone import Backbone, read_taps, split_tap
+from mnv2det.models.layers import InvertedResidual, subsample
 from mnv2det.models.mobilenet_v2 import MobileNetV2
 from mnv2det.models.model import Model
 from mnv2det.runtime.strips.layers import Bottleneck, Pointwise
@@ -92,7 +92,7 @@ class StripBackbone(Backbone):
         taps = tuple(taps)
         names = frozenset(split_tap(tap)[0] for tap in taps)
         shapes = tuple(bottleneck.shape for bottleneck in self.bottlenecks[: self._depth(names)])
-        last, finest = (0, 1), self._finest(taps)
+        last, finest = (0, 1), self.features.finest_stride("last", taps)
         if finest and self.last is not None:
             last = (len(self.last.bias), finest // self.features["last"].stride)
         each = next(self.parameters()).element_size()
@@ -115,16 +115,12 @@ class StripBackbone(Backbone):
         x = images.permute(0, 2, 3, 1)
         for step in self.plan((x.shape[1], x.shape[2]), taps, batch=len(x)).steps if names != {"image"} else ():
             x = self._compute(step, x, names, found)
-        finest = self._finest(taps)
+        strides = {name: self.features[name].stride for name in found}
+        finest = self.features.finest_stride("last", taps)
         if finest and self.last is not None:
-            read = self.inner._read(f"block{len(self.bottlenecks)}/{finest}", x.permute(0, 3, 1, 2))
-            found["last"] = self.last(read.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return {tap: self.inner._read(tap, found[split_tap(tap)[0]], finest) for tap in taps}
-
-    def _finest(self, taps: Iterable[str]) -> int:
-        """The stride that the last layer's output must be known at; 0 if nobody reads it."""
-        strides = [split_tap(tap)[1] or self.features[tap].stride for tap in taps if split_tap(tap)[0] == "last"]
-        return min(strides, default=0)
+            read = subsample(x.permute(0, 3, 1, 2), finest // self.features["last"].stride, self.inner.padding)
+            found["last"], strides["last"] = self.last(read.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), finest
+        return read_taps(taps, found, strides, self.inner.padding)
 
     def truncate(self, taps: Iterable[str]) -> None:
         """See `Backbone`."""
