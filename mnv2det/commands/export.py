@@ -13,15 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mnv2det.commands.accuracy import LabelledSet, config_of
+from mnv2det.commands.accuracy import LabelledSet
 from mnv2det.commands.compare import Differences, compare
+from mnv2det.config import load_config
 from mnv2det.data.images import list_images, read_image
 from mnv2det.data.transforms import fit
 from mnv2det.engine.build import build_dataset
 from mnv2det.errors import ConfigError, DataError, Mnv2detError, WeightsError
 from mnv2det.export.int8 import to_int8
 from mnv2det.export.program import SUFFIXES, ExportMetadata, Form, quantized, to_onnx, write, write_openvino
-from mnv2det.io import evenly_spread, import_optional
+from mnv2det.io import RunFolder, config_file, evenly_spread, import_optional
 from mnv2det.models.build import from_file, weights_of
 from mnv2det.runtime.predictor import Predictor
 from mnv2det.structures import Preprocess
@@ -155,7 +156,7 @@ def pictures_to_compare(source: str, images: str | None, count: int, problems: l
     """Some pictures, and where they are from: a folder, a run's validation set, or a random generator."""
     if images is not None:
         return list(read_all(evenly_spread(list_images(images), count), problems)), images
-    if (Path(source) / "config.yaml").is_file():
+    if RunFolder(source).exists:
         try:
             return list(_of_run(source, "val", count)), "the run's validation set"
         except Mnv2detError as error:
@@ -175,7 +176,7 @@ def pictures_to_calibrate(source: str, folder: str | None, count: int, problems:
     """
     if folder is not None:
         return read_all(evenly_spread(list_images(folder), count), problems)
-    if not (Path(source) / "config.yaml").is_file():
+    if not RunFolder(source).exists:
         raise ConfigError(f"int8: {source} is no run folder with a training set; name pictures with --calibrate FOLDER")
     return _of_run(source, "train", count)
 
@@ -191,7 +192,7 @@ def read_all(files: Sequence[Path], problems: list[str]) -> Iterator[Pixels]:
 
 def _of_run(source: str, split: str, count: int) -> Iterator[Pixels]:
     """Pictures of a run's own data, evenly spread over it."""
-    data = build_dataset(config_of(source), split)
+    data = build_dataset(load_config(config_file(source)), split)
     return (data.read(index).image for index in evenly_spread(range(len(data)), count))
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mnv2det.config import Component, Config, data_root
 from mnv2det.data.dataset import Dataset
-from mnv2det.data.transforms import Transform
 from mnv2det.engine import optim  # noqa: F401 - registers optimizers and schedules
 from mnv2det.errors import ConfigError, near
 from mnv2det.evaluation.evaluator import Evaluator
@@ -16,8 +15,11 @@ from mnv2det.models.build import from_config
 from mnv2det.models.model import Model
 from mnv2det.registry import AUGMENTATIONS, BACKBONES, DATASETS, EVALUATORS, HEADS, OPTIMIZERS, SCHEDULES, Registry
 
-# the argument by which a data set is held to a class list
-NAMES = {"labels": "names", "label": "names", "mask": "mask_names"}
+if TYPE_CHECKING:
+    from mnv2det.data.transforms import Transform
+
+# the argument by which a data set is told which classes to use, by target key
+CLASS_ARGUMENTS = {"labels": "names", "label": "names", "mask": "mask_names"}
 
 
 def check(config: Config) -> None:
@@ -26,7 +28,7 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: All problems in one line.
     """
-    parts: list[tuple[Registry[Any], Component, str]] = [
+    components: list[tuple[Registry[Any], Component, str]] = [
         (BACKBONES, config.model.backbone, "model.backbone"),
         (DATASETS, config.data.train, "data.train"),
         (DATASETS, config.data.val, "data.val"),
@@ -35,11 +37,12 @@ def check(config: Config) -> None:
         (SCHEDULES, config.optim.schedule, "optim.schedule"),
     ]
     for name, task in config.tasks.items():
-        parts += [(HEADS, task.head, f"tasks.{name}.head"), (EVALUATORS, task.evaluator, f"tasks.{name}.evaluator")]
+        components.append((HEADS, task.head, f"tasks.{name}.head"))
+        components.append((EVALUATORS, task.evaluator, f"tasks.{name}.evaluator"))
     problems: list[str] = []
-    for registry, part, place in parts:
+    for registry, component, key in components:
         try:
-            problems += registry.bind(part.name, part.args, place=place)[1]
+            problems += registry.bind(component.name, component.args, place=key)[1]
         except ConfigError as error:
             problems.append(str(error))
     if problems:
@@ -51,22 +54,44 @@ def build_dataset(config: Config, split: str, classes: Mapping[str, Sequence[str
 
     Args:
         config: The experiment.
-        split: Which.
-        classes: Class names by target key to hold to, unless the config states others.
+        split: ``train`` or ``val``.
+        classes: Class names by target key that the data set shall use, unless the config states others.
 
     Raises:
         ConfigError: An argument is wrong.
         DataError: The data is missing or wrong.
     """
-    part: Component = getattr(config.data, split)
-    args = dict(part.args)
-    known = inspect.signature(DATASETS.get(part.name, place=f"data.{split}")).parameters
-    for key, argument in NAMES.items():
+    component: Component = getattr(config.data, split)
+    args = dict(component.args)
+    known = inspect.signature(DATASETS.get(component.name, place=f"data.{split}")).parameters
+    for key, argument in CLASS_ARGUMENTS.items():
         if classes and key in classes and argument in known and args.get(argument) is None:
             args[argument] = list(classes[key])
     dataset: Dataset = DATASETS.build(
-        part.name, args, place=f"data.{split}", root=data_root(config), bad_data=config.data.bad_data
+        component.name, args, place=f"data.{split}", root=data_root(config), bad_data=config.data.bad_data
     )
+    return dataset
+
+
+def build_validation_set(
+    config: Config, heads: Mapping[str, Any], classes: Mapping[str, Sequence[str]], where: str
+) -> Dataset:
+    """The validation set, with the classes that a trained model has.
+
+    Args:
+        config: The experiment.
+        heads: The model's heads by task (`Head`).
+        classes: The model's class names by task.
+        where: Name of the model, for messages.
+
+    Raises:
+        ConfigError: The config has other tasks, or the data set has other classes.
+        DataError: The data is missing or wrong.
+    """
+    if set(heads) != set(config.tasks):
+        raise ConfigError(f"{where}: has heads {sorted(heads)}, the config has tasks {sorted(config.tasks)}")
+    dataset = build_dataset(config, "val", {head.target_key: classes[task] for task, head in heads.items()})
+    check_classes(config, dataset, classes)
     return dataset
 
 
@@ -76,7 +101,7 @@ def task_classes(config: Config, dataset: Dataset) -> dict[str, list[str]]:
     Raises:
         ConfigError: The data set annotates nothing a head could learn from.
     """
-    found = {}
+    classes = {}
     for name, task in config.tasks.items():
         key = HEADS.get(task.head.name, place=f"tasks.{name}.head").target_key
         if key not in dataset.classes:
@@ -84,16 +109,11 @@ def task_classes(config: Config, dataset: Dataset) -> dict[str, list[str]]:
                 f"tasks.{name}: head '{task.head.name}' needs {key}, but data set '{config.data.train.name}'"
                 f" has only {', '.join(dataset.classes)}"
             )
-        found[name] = dataset.classes[key]
-    return found
+        classes[name] = dataset.classes[key]
+    return classes
 
 
-def classes_by_key(model: Model) -> dict[str, list[str]]:
-    """A model's class names by target key, as data sets want them."""
-    return {head.target_key: model.classes[task] for task, head in model.heads.items()}  # type: ignore[misc]
-
-
-def hold_to(config: Config, dataset: Dataset, classes: Mapping[str, Sequence[str]]) -> None:
+def check_classes(config: Config, dataset: Dataset, classes: Mapping[str, Sequence[str]]) -> None:
     """Checks that a validation set has the classes, in the order, that the model was made for.
 
     Raises:
@@ -125,8 +145,8 @@ def build_model(config: Config, classes: Mapping[str, Sequence[str]] | None = No
 
 def build_augmentation(config: Config, model: Model) -> Transform:
     """The training transform, for the model's input size."""
-    part = config.data.augment
-    transform: Transform = AUGMENTATIONS.build(part.name, part.args, model.preprocess, place="data.augment")
+    augment = config.data.augment
+    transform: Transform = AUGMENTATIONS.build(augment.name, augment.args, model.preprocess, place="data.augment")
     return transform
 
 
@@ -141,15 +161,15 @@ def build_evaluators(config: Config, classes: Mapping[str, Sequence[str]]) -> di
 
 
 def deciding_metric(config: Config, evaluators: Mapping[str, Evaluator]) -> str:
-    """The figure that ``train.best`` names, or the first task's main one.
+    """The metric that ``train.best`` names, or the first task's main one.
 
     Raises:
         ConfigError: No evaluator computes it.
     """
     task, evaluator = next(iter(evaluators.items()))
     key = config.train.best or f"{task}/{evaluator.main}"
-    # what an evaluator computes of nothing has all its names
-    known = [f"{name}/{figure}" for name, each in evaluators.items() for figure in each.compute()]
+    # without images an evaluator computes all of its metrics, as undefined
+    known = [f"{name}/{metric}" for name, evaluator in evaluators.items() for metric in evaluator.compute()]
     if key not in known:
-        raise ConfigError(f"train.best: no figure '{key}'{near(key, known)}")
+        raise ConfigError(f"train.best: no metric '{key}'{near(key, known)}")
     return key

@@ -21,8 +21,8 @@ from tiny import TINY, wait_for
 from mnv2det.cli import main
 from mnv2det.config import Config, load_config
 from mnv2det.engine import interrupt
-from mnv2det.engine.checkpoint import load_checkpoint, load_newest, save_checkpoint, sweep
-from mnv2det.engine.failures import Ended, explained
+from mnv2det.engine.checkpoint import load_checkpoint, load_newest, remove_leftovers, save_checkpoint
+from mnv2det.engine.failures import PeerFailed, explain
 from mnv2det.engine.interrupt import stop_requests
 from mnv2det.engine.resume import resume_config
 from mnv2det.engine.trainer import train
@@ -166,7 +166,7 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path):
     kept = ("last.pt", "best.safetensors", ".notes", "mine.txt")
     for name in kept:
         (tmp_path / name).write_bytes(b"whole")
-    sweep(tmp_path)
+    remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == set(kept)
 
 
@@ -340,16 +340,16 @@ def test_a_run_folder_that_vanishes_is_one_line(root: Path, tmp_path: Path, monk
         (MemoryError(), "out of memory at step 3"),
     ],
 )
-def test_failures_are_explained(error: RuntimeError, words: str):
-    told = explained(error, "at step 3", "r/last.pt holds step 2")
+def test_failures_are_explain(error: RuntimeError, words: str):
+    told = explain(error, "at step 3", "r/last.pt holds step 2")
     assert words in str(told)
     assert "r/last.pt holds step 2" in str(told).replace("R/", "r/")
     assert told.exit_code == 1
 
 
 def test_a_mistake_of_the_program_is_not_explained_away():
-    assert explained(RuntimeError("shape '[2]' is invalid"), "at step 1", "nothing") is None
-    assert not isinstance(explained(OSError(errno.EIO, "x"), "at step 1", "nothing"), Ended)
+    assert explain(RuntimeError("shape '[2]' is invalid"), "at step 1", "nothing") is None
+    assert not isinstance(explain(OSError(errno.EIO, "x"), "at step 1", "nothing"), PeerFailed)
 
 
 # signals

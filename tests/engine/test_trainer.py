@@ -190,9 +190,9 @@ def test_resume_refuses_a_changed_config_key_by_key(tmp_path: Path, undisturbed:
         train(load_config(tmp_path / "run" / "config.yaml"), tmp_path / "run", resume=True)
 
 
-def test_a_figure_that_does_not_exist_is_refused_before_training(tmp_path: Path, tiny: Config):
+def test_a_metric_that_does_not_exist_is_refused_before_training(tmp_path: Path, tiny: Config):
     tiny.train.best = "det/APsmall"
-    with pytest.raises(ConfigError, match=r"train\.best: no figure 'det/APsmall'; did you mean 'det/AP_small'\?"):
+    with pytest.raises(ConfigError, match=r"train\.best: no metric 'det/APsmall'; did you mean 'det/AP_small'\?"):
         train(tiny, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
