@@ -88,11 +88,7 @@ def _train(args: argparse.Namespace) -> int:
 
     try:
         summary = train(
-            config,
-            run.path,
-            resume=bool(args.resume),
-            allow_changes=args.allow_changes,
-            device=args.device,
+            config, run.path, resume=bool(args.resume), allow_changes=args.allow_changes, device=args.device
         )
     except Mnv2detError as error:
         if error.silent:  # torchrun's first process prints it

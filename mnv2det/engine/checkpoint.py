@@ -173,12 +173,4 @@ def _shift_older(path: Path, keep: int) -> None:
         age += 1
 
 
-_DAMAGED = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    KeyError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-)
+_DAMAGED = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile)

@@ -25,9 +25,9 @@ class RunLog:
     def __init__(self, folder: str | os.PathLike[str], *, active: bool, step: int = 0, evaluated: int = 0) -> None:
         self.path, self.active = RunFolder(folder).metrics, active
         if active and self.path.exists():
-            lines = self.path.read_text().splitlines() if step else []
-            kept = [line for line in lines if _step_of(line) <= (evaluated if _kind_of(line) == "eval" else step)]
-            write_atomically(self.path, lambda file: file.write("".join(line + "\n" for line in kept).encode()))
+            lines = self.path.read_text(errors="replace").splitlines() if step else []
+            kept = "".join(f"{line}\n" for line in lines if _is_older(line, step, evaluated))
+            write_atomically(self.path, lambda file: file.write(kept.encode()))
 
     def write(self, **record: Any) -> None:
         """Appends one record."""
@@ -55,15 +55,10 @@ def progress_bar(total: int, start: int, *, active: bool) -> tqdm[Any]:
     )
 
 
-def _kind_of(line: str) -> str:
+def _is_older(line: str, step: int, evaluated: int) -> bool:
+    """Whether a line was written before the run was at these steps; a line that a kill has cut was not."""
     try:
-        return str(json.loads(line)["kind"])
+        record = json.loads(line)
+        return record["step"] <= (evaluated if record["kind"] == "eval" else step)
     except (ValueError, KeyError, TypeError):
-        return ""
-
-
-def _step_of(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return sys.maxsize  # a line cut by the kill
+        return False

@@ -19,24 +19,11 @@ from mnv2det.models.model import Model
 from mnv2det.models.weight_file import Header
 
 # Keys that say where data is read and how often something is written: they may always change.
-HARMLESS = (
-    "data.root",
-    "data.workers",
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-)
+HARMLESS = ("data.root", "data.workers", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints")
 # Keys that may never change: the checkpoint's weights and optimizer statistics would not fit or mean something else.
 FIXED = (
-    "model.backbone",
-    "model.input_size",
-    "model.mean",
-    "model.std",
-    "model.fit",
-    "model.weights",
-    "tasks",
-    "optim.optimizer.name",
-    "optim.optimizer.args.momentum",
+    *(f"model.{key}" for key in ("backbone", "input_size", "mean", "std", "fit", "weights")),
+    *("tasks", "optim.optimizer.name", "optim.optimizer.args.momentum"),
 )
 # Keys of a task that are not fixed.
 NOT_FIXED_OF_TASKS = ("weight", "evaluator")

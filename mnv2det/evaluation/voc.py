@@ -102,8 +102,10 @@ def _check_settings(style: str, iou: float) -> None:
 
 def _outcomes(annotated: AnnotatedBoxes, detected: DetectedBoxes, iou: float) -> NDArray[np.int8]:
     """HIT, MISS or NEITHER for each detection; these come sorted, best score first."""
-    blocks = [_best_matches(annotated, detected.pick(rows)) for rows in _blocks(len(detected.score))]
-    overlap, match = (np.concatenate(columns) for columns in zip(*blocks, strict=True))
+    count = len(detected.score)
+    blocks = np.array_split(np.arange(count), max(1, -(-count // BLOCK)))
+    matches = [_best_matches(annotated, detected.pick(rows)) for rows in blocks]
+    overlap, match = (np.concatenate(columns) for columns in zip(*matches, strict=True))
     outcome = np.full(len(overlap), MISS, np.int8)
     reached = np.flatnonzero(overlap >= iou)
     difficult = annotated.ignore[match[reached]]
@@ -112,10 +114,6 @@ def _outcomes(annotated: AnnotatedBoxes, detected: DetectedBoxes, iou: float) ->
     _, first = np.unique(match[claims], return_index=True)
     outcome[claims[first]] = HIT
     return outcome
-
-
-def _blocks(count: int) -> list[NDArray[np.int64]]:
-    return np.array_split(np.arange(count), max(1, -(-count // BLOCK)))
 
 
 def _best_matches(annotated: AnnotatedBoxes, detected: DetectedBoxes) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
