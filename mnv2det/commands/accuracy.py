@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from mnv2det.config import load_config
 from mnv2det.data.loader import picture_loader
 from mnv2det.engine.build import build_evaluators, build_validation_set, check
+from mnv2det.errors import DataError
 from mnv2det.evaluation.run import evaluate
 from mnv2det.io import config_file
 from mnv2det.runtime.predictor import Predictor
@@ -28,7 +29,7 @@ class LabelledSet:
     """
 
     def __init__(self, source: str | os.PathLike[str], overrides: Sequence[str], predictor: Predictor) -> None:
-        self.config = load_config(config_file(source), overrides)
+        self.source, self.config = source, load_config(config_file(source), overrides)
         check(self.config)
         self.data = build_validation_set(self.config, predictor.heads, predictor.classes, "the model")
         self.evaluators = build_evaluators(self.config, predictor.classes)
@@ -45,7 +46,7 @@ class LabelledSet:
 
         Raises:
             ConfigError: The predictor cannot look at a picture at several scales or mirrored, as the config asks.
-            DataError: A picture cannot be read, and ``data.bad_data`` is ``stop``.
+            DataError: A picture cannot be read, and ``data.bad_data`` is ``stop``; or no picture can be read.
         """
         data, test = self.config.data, self.config.test
 
@@ -55,7 +56,10 @@ class LabelledSet:
             return {task: [result] for task, result in results.items()}
 
         loader = picture_loader(self.data, workers=data.workers, bad_data=data.bad_data)
-        return evaluate(loader, predict, self.evaluators, progress=about)
+        metrics = evaluate(loader, predict, self.evaluators, progress=about)
+        if metrics.get("skipped_images") == len(self.data):
+            raise DataError(f"{self.source}: data.val: not one picture can be read; there is nothing to measure on")
+        return metrics
 
     def main_metrics(self) -> list[str]:
         """``task/metric`` of the metric by which each task is judged."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mnv2det.config import Component, Config, data_root
 from mnv2det.data.dataset import Dataset
+from mnv2det.data.transforms import Transform
 from mnv2det.engine import optim  # noqa: F401 - registers optimizers and schedules
 from mnv2det.errors import ConfigError, near
 from mnv2det.evaluation.evaluator import Evaluator
@@ -15,11 +16,8 @@ from mnv2det.models.build import from_config
 from mnv2det.models.model import Model
 from mnv2det.registry import AUGMENTATIONS, BACKBONES, DATASETS, EVALUATORS, HEADS, OPTIMIZERS, SCHEDULES, Registry
 
-if TYPE_CHECKING:
-    from mnv2det.data.transforms import Transform
-
-# the argument by which a data set is told which classes to use, by target key
-CLASS_ARGUMENTS = {"labels": "names", "label": "names", "mask": "mask_names"}
+# the argument by which a data set is held to a class list
+NAMES = {"labels": "names", "label": "names", "mask": "mask_names"}
 
 
 def check(config: Config) -> None:
@@ -28,7 +26,7 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: All problems in one line.
     """
-    components: list[tuple[Registry[Any], Component, str]] = [
+    parts: list[tuple[Registry[Any], Component, str]] = [
         (BACKBONES, config.model.backbone, "model.backbone"),
         (DATASETS, config.data.train, "data.train"),
         (DATASETS, config.data.val, "data.val"),
@@ -37,12 +35,11 @@ def check(config: Config) -> None:
         (SCHEDULES, config.optim.schedule, "optim.schedule"),
     ]
     for name, task in config.tasks.items():
-        components.append((HEADS, task.head, f"tasks.{name}.head"))
-        components.append((EVALUATORS, task.evaluator, f"tasks.{name}.evaluator"))
+        parts += [(HEADS, task.head, f"tasks.{name}.head"), (EVALUATORS, task.evaluator, f"tasks.{name}.evaluator")]
     problems: list[str] = []
-    for registry, component, key in components:
+    for registry, part, place in parts:
         try:
-            problems += registry.bind(component.name, component.args, place=key)[1]
+            problems += registry.bind(part.name, part.args, place=place)[1]
         except ConfigError as error:
             problems.append(str(error))
     if problems:
@@ -54,21 +51,21 @@ def build_dataset(config: Config, split: str, classes: Mapping[str, Sequence[str
 
     Args:
         config: The experiment.
-        split: ``train`` or ``val``.
-        classes: Class names by target key that the data set shall use, unless the config states others.
+        split: Which.
+        classes: Class names by target key to hold to, unless the config states others.
 
     Raises:
         ConfigError: An argument is wrong.
         DataError: The data is missing or wrong.
     """
-    component: Component = getattr(config.data, split)
-    args = dict(component.args)
-    known = inspect.signature(DATASETS.get(component.name, place=f"data.{split}")).parameters
-    for key, argument in CLASS_ARGUMENTS.items():
+    part: Component = getattr(config.data, split)
+    args = dict(part.args)
+    known = inspect.signature(DATASETS.get(part.name, place=f"data.{split}")).parameters
+    for key, argument in NAMES.items():
         if classes and key in classes and argument in known and args.get(argument) is None:
             args[argument] = list(classes[key])
     dataset: Dataset = DATASETS.build(
-        component.name, args, place=f"data.{split}", root=data_root(config), bad_data=config.data.bad_data
+        part.name, args, place=f"data.{split}", root=data_root(config), bad_data=config.data.bad_data
     )
     return dataset
 

@@ -63,8 +63,8 @@ def cosine(steps: int, *, final: float = 0.0) -> Factor:
 
 @SCHEDULES.register("step")
 def step(steps: int, *, at: tuple[float, ...] = (0.67, 0.89), gamma: float = 0.1) -> Factor:
-    """Multiplied by ``gamma`` at each fraction ``at`` of the run."""
-    return lambda now: gamma ** sum(now >= fraction * steps for fraction in at)
+    """Times ``gamma`` at each share ``at`` of the run."""
+    return lambda now: gamma ** sum(now >= share * steps for share in at)
 
 
 @SCHEDULES.register("poly")
@@ -75,7 +75,7 @@ def poly(steps: int, *, power: float = 0.9) -> Factor:
 
 @SCHEDULES.register("exponential")
 def exponential(steps: int, *, gamma: float = 0.98, every: int = 1000, staircase: bool = True) -> Factor:
-    """Multiplied by ``gamma`` every ``every`` steps (paper, section 6.1: .98 per epoch)."""
+    """Times ``gamma`` every ``every`` steps (paper, section 6.1: .98 per epoch)."""
     if every < 1:
         raise ConfigError("schedule exponential: every must be at least 1")
     return lambda now: gamma ** (now // every if staircase else now / every)

@@ -57,12 +57,12 @@ def test_two_processes_train_and_write_once(run: Path):
 
 
 @pytest.mark.parametrize(
-    ("evaluator", "metric"),
+    ("evaluator", "figure"),
     [([], "det/AR100"), (["tasks.det.evaluator.name=voc_ap"], "det/AP50")],
     ids=["coco", "voc"],
 )
 def test_two_processes_measure_what_one_measures(
-    run: Path, root: Path, tmp_path: Path, evaluator: list[str], metric: str
+    run: Path, root: Path, tmp_path: Path, evaluator: list[str], figure: str
 ):
     """Seven images over two processes: neither twice nor left out."""
     ask = ["tools/eval.py", str(run), *evaluator, "--device", "cpu", "--json"]
@@ -71,10 +71,10 @@ def test_two_processes_measure_what_one_measures(
     subprocess.run([sys.executable, *ask, str(tmp_path / "one.json")], cwd=root, check=True, capture_output=True)
     one, two = (json.loads((tmp_path / name).read_text())["metrics"] for name in ("one.json", "two.json"))
     assert one == two
-    assert one[metric] >= 0
+    assert one[figure] >= 0
 
 
-def test_metrics_of_the_run_are_those_of_the_weights_it_kept(run: Path, root: Path, tmp_path: Path):
+def test_figures_of_the_run_are_those_of_the_weights_it_kept(run: Path, root: Path, tmp_path: Path):
     """Each process has batch-norm statistics of its own; one set is measured, and it is the saved one."""
     from mnv2det.models.weight_file import read_header
 
