@@ -194,15 +194,8 @@ class _Trainer:
                 self._evaluate()
                 self._save()
             started = time.perf_counter()
-        return {
-            "run": str(self.run),
-            "steps": progress.step,
-            "seconds": progress.seconds,
-            "best": progress.best,
-            "skipped": progress.skipped,
-            "nonfinite": progress.nonfinite,
-            "metrics": progress.metrics,
-        }
+        keys = ("seconds", "best", "skipped", "nonfinite", "metrics")
+        return {"run": str(self.run), "steps": progress.step, **{key: getattr(progress, key) for key in keys}}
 
     def _batches(self) -> Iterator[list[Batch]]:
         """The batches of each step."""

@@ -16,10 +16,10 @@ from mnv2det.commands.accuracy import LabelledSet
 from mnv2det.commands.evaluate import evaluate_source
 from mnv2det.data.shapes import Shapes
 from mnv2det.data.transforms import fit
-from mnv2det.errors import ConfigError
+from mnv2det.errors import ConfigError, DataError
 from mnv2det.models.build import assemble, from_file
 from mnv2det.models.weight_file import save_weights
-from mnv2det.structures import Preprocess, Result
+from mnv2det.structures import Preprocess, Result, Sample
 
 CONFIG = """
 model: {input_size: [64, 80]}
@@ -94,3 +94,17 @@ def test_a_config_of_other_tasks_is_refused(weights: Path) -> None:
     other = ["tasks={det: {head: {name: ssdlite}, evaluator: {name: coco}}}"]
     with pytest.raises(ConfigError, match=r"the model: has heads \['seg'\], the config has tasks \['det', 'seg'\]"):
         LabelledSet(weights.parent / "config.yaml", other, TorchPredictor(weights))  # type: ignore[arg-type]
+
+
+def test_a_set_of_which_nothing_can_be_read_measures_nothing(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Shapes, index: int) -> Sample:
+        raise DataError(f"image {index} is broken")
+
+    monkeypatch.setattr(Shapes, "read", broken)
+    predictor = TorchPredictor(weights)
+    config = weights.parent / "config.yaml"
+    skipping = LabelledSet(config, ["data.bad_data=skip"], predictor)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"config\.yaml: data\.val: not one picture can be read"):
+        skipping.measure(predictor)
+    with pytest.raises(DataError, match=r"^image 0 is broken$"):
+        LabelledSet(config, [], predictor).measure(predictor)  # type: ignore[arg-type]
