@@ -1,19 +1,85 @@
-"""Files and the machine: atomic writes, JSON, optional libraries, processor cores."""
+"""Files and the machine: run folders, atomic writes, JSON, optional libraries, processor cores."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from mnv2det.errors import ConfigError, DataError
 
 T = TypeVar("T")
+
+
+class RunFolder:
+    """Where a training run keeps its files.
+
+    Args:
+        path: The folder; need not exist.
+
+    Attributes:
+        path: The folder.
+        config: The configuration as YAML, with its bases and overrides merged.
+        best: The weights of the best evaluation.
+        checkpoint: The newest checkpoint.
+        metrics: Losses and metrics, a line of JSON for each record.
+        predictions: A picture of predictions beside ground truth.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.best = self.path / "best.safetensors"
+        self.checkpoint = self.path / "last.pt"
+        self.metrics = self.path / "metrics.jsonl"
+        self.predictions = self.path / "predictions.png"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was begun in this folder: it holds a config."""
+        return os.path.isfile(self.config)
+
+    def check_unused(self) -> None:
+        """Checks that a new run may be written here.
+
+        Raises:
+            ConfigError: The path is a file, or the folder holds a run with a checkpoint.
+        """
+        if os.path.exists(self.path) and not os.path.isdir(self.path):
+            raise ConfigError(f"{self}: is a file; a run needs a folder")
+        if os.path.exists(self.checkpoint):
+            raise ConfigError(f"{self}: holds a run already; choose another --out, or go on with --resume {self}")
+
+    def check_begun(self) -> None:
+        """Checks that this is a run folder.
+
+        Raises:
+            ConfigError: It is not.
+        """
+        if not self.exists:
+            raise ConfigError(f"{self}: not a run folder (no config.yaml in it)")
+
+
+def config_file(source: str | os.PathLike[str]) -> Path:
+    """The config file that is meant by "a run folder or a YAML file".
+
+    Raises:
+        ConfigError: A folder holds no run. A file is not looked at: `load_config` does that.
+    """
+    if not os.path.isdir(source):
+        return Path(source)
+    run = RunFolder(source)
+    run.check_begun()
+    return run.config
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
@@ -43,7 +109,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
         raise
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folder(folder: str | os.PathLike[str]) -> None:
     """Makes a rename in a folder survive a power failure, where the file system can do that."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
@@ -58,15 +124,29 @@ def write_json(path: str | os.PathLike[str], data: Any) -> None:
 
     Args:
         path: The file.
-        data: Plain nested data.
+        data: Plain nested data; see `to_json`.
 
     Raises:
         DataError: The file cannot be written.
     """
+    text = to_json(data, indent=2) + "\n"
     try:
-        write_atomically(path, lambda file: file.write(json.dumps(data, indent=2).encode() + b"\n"))
+        write_atomically(path, lambda file: file.write(text.encode()))
     except OSError as error:
         raise DataError(f"{path}: cannot write ({error.strerror})") from None
+
+
+def to_json(data: Any, indent: int | None = None) -> str:
+    """Plain nested data as JSON. NaN and infinity, which JSON has no words for, become null."""
+    return json.dumps(_finite(data), indent=indent, allow_nan=False)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    return [_finite(value) for value in data] if isinstance(data, list | tuple) else data
 
 
 def cores() -> int:

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -81,13 +82,46 @@ def test_overrides_may_stand_before_and_after_options(root: Path, capsys):
 
 
 def test_help_and_config_load_no_torch(root: Path):
-    for arguments in (["--help"], ["config", str(root / "configs/ssdlite_shapes.yaml")]):
-        code = (
-            "import sys, mnv2det.cli as cli\n"
-            f"try: cli.main({arguments!r})\nexcept SystemExit: pass\n"
-            "assert not {'torch', 'cv2', 'albumentations'} & set(sys.modules), sys.modules.keys()"
-        )
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    for arguments in (["--help"], ["eval", "--help"], ["config", str(root / "configs/ssdlite_shapes.yaml")]):
+        assert run_without_torch(arguments, root).returncode == 0
+
+
+def run_without_torch(arguments: list[str], root: Path) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own, where any import of torch or a picture library is an error."""
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'cv2', 'albumentations', 'torchvision'): sys.modules[name] = None\n"
+        f"import mnv2det.cli as cli; sys.exit(cli.main({arguments!r}))"
+    )
+    command = [sys.executable, "-c", code]
+    env = {name: value for name, value in os.environ.items() if name != "MNV2DET_DATA"}
+    return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "configs/nope.yaml"], "configs/nope.yaml: no such config file"),
+        (["train", "configs/ssdlite_shapes.yaml", "--out", "{run}"], "{run}: holds a run already"),
+        (["train", "configs/ssdlite_shapes.yaml", "--out", "README.md"], "README.md: is a file; a run needs a folder"),
+        (["train", "configs/ssdlite_bccd.yaml", "data.root=nowhere"], "data.root: nowhere: no such folder"),
+        (["train", "--resume", "configs"], "configs: not a run folder (no config.yaml in it)"),
+        (["eval", "configs/nope.yaml"], "configs/nope.yaml: no such config file"),
+        (["eval", "configs"], "configs: not a run folder (no config.yaml in it)"),
+        (["grid", "configs"], "configs: not a run folder (no config.yaml in it)"),
+    ],
+)
+def test_wrong_paths_are_reported_before_torch_is_imported(arguments: list[str], message: str, run: Path, root: Path):
+    done = run_without_torch([argument.format(run=run) for argument in arguments], root)
+    assert done.stderr.startswith(f"mnv2det: {message.format(run=run)}")
+    assert done.stderr.count("\n") == 1
+    assert done.returncode == 2
+
+
+def test_a_missing_folder_that_the_environment_names_is_reported(root: Path, monkeypatch, capsys):
+    monkeypatch.setenv("MNV2DET_DATA", "/nonexistent")
+    assert main(["train", str(root / "configs/ssdlite_bccd.yaml")]) == 2
+    assert capsys.readouterr().err == "mnv2det: MNV2DET_DATA: /nonexistent: no such folder\n"
 
 
 def test_train_writes_its_summary(run: Path):
@@ -96,7 +130,7 @@ def test_train_writes_its_summary(run: Path):
     assert "det/AP" in summary["metrics"]
 
 
-def test_eval_of_a_run_repeats_the_figures_of_training(run: Path, tmp_path: Path):
+def test_eval_of_a_run_repeats_the_metrics_of_training(run: Path, tmp_path: Path):
     assert main(["eval", str(run), "--json", str(tmp_path / "f.json")]) == 0
     metrics = json.loads((tmp_path / "f.json").read_text())["metrics"]
     trained = json.loads((run / "summary.json").read_text())["metrics"]
@@ -200,8 +234,7 @@ def test_grid_draws_predictions_beside_truth(run: Path):
         ),
         (
             ["train", "configs/ssdlite_coco.yaml", "data.root=/nonexistent"],
-            "/nonexistent/coco/annotations/instances_train2017.json: cannot read the annotations"
-            " (No such file or directory)",
+            "data.root: /nonexistent: no such folder",
         ),
         (
             ["config", "configs/ssdlite_shapes.yaml", "tasks.det.haed=x"],

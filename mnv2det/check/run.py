@@ -26,6 +26,7 @@ from mnv2det.check.split import Array, Split, mask_counts
 from mnv2det.config import Config, load_config
 from mnv2det.engine.build import check
 from mnv2det.errors import ConfigError
+from mnv2det.io import RunFolder, config_file
 
 FORMAT = 1
 
@@ -157,13 +158,12 @@ def check_data(
 
 def _config(path: Path, overrides: Sequence[str]) -> Config | None:
     """The config that a path means, or None for a folder of data."""
-    run = path / "config.yaml"
     if not path.exists():
         raise ConfigError(f"{path}: no such config or folder")
     if path.is_file() and path.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"{path}: expected a config (.yaml) or a folder of data")
-    if not path.is_dir() or run.is_file():
-        return load_config(run if run.is_file() else path, overrides)
+    if not path.is_dir() or RunFolder(path).exists:
+        return load_config(config_file(path), overrides)
     if overrides:
         raise ConfigError(f"{path}: is a folder; overrides such as '{overrides[0]}' are for a config")
     return None

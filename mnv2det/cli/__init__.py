@@ -1,4 +1,4 @@
-"""The command line: arguments in, one-line errors out; the work lives in the rooms."""
+"""The command line: parses arguments, calls the packages that do the work, prints errors as one line."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     parser = build_parser()
-    given, rest = parser.parse_known_args(arguments)
+    parsed, rest = parser.parse_known_args(arguments)
     # argparse takes no positional arguments after an option: overrides may stand there
-    if rest and not (hasattr(given, "overrides") and all("=" in item and item[0] != "-" for item in rest)):
+    if rest and not (hasattr(parsed, "overrides") and all("=" in item and item[0] != "-" for item in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
-        given.overrides += rest
+        parsed.overrides += rest
     try:
-        return int(given.run(given))
+        return int(parsed.run(parsed))
     except Mnv2detError as error:
         print(f"mnv2det: {error}", file=sys.stderr)
         return error.exit_code
@@ -78,6 +78,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mnv2det {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for part in (train, data, ship, paper):
-        part.add(verbs)
+    for module in (train, data, ship, paper):
+        module.add(verbs)
     return parser

@@ -1,4 +1,4 @@
-"""What the verbs have in common."""
+"""What the verbs of the command line have in common."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from mnv2det.io import write_json
 
 
 def new_verb(verbs: Any, name: str, run: Any, about: str) -> argparse.ArgumentParser:
-    """A verb's own parser; ``about`` is its line in the list of verbs."""
+    """Adds a verb to the command line.
+
+    Args:
+        verbs: What `argparse` returns for subparsers.
+        name: Of the verb.
+        run: Takes the parsed arguments and returns the exit code.
+        about: The verb's line in the list of verbs, without a full stop.
+    """
     parser: argparse.ArgumentParser = verbs.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
     parser.set_defaults(run=run)
     return parser
@@ -31,19 +38,19 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="also write the metrics to this file")
 
 
-def speaks() -> bool:
-    """Whether this is the one of torchrun's processes that prints and writes."""
+def is_main_process() -> bool:
+    """Whether this is the process that prints and writes, of those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def print_metrics(metrics: dict[str, float]) -> None:
-    """Main metrics one to a line, then those per class."""
+    """Prints the overall metrics, one to a line, then those per class."""
     depth = max((name.count("/") for name in metrics), default=0)
     for name, value in sorted(metrics.items(), key=lambda item: item[0].count("/") == depth > 1):
         print(f"{name:<32} {'-' if value == -1 else f'{value:.4f}':>8}")
 
 
-def write_json_file(given: argparse.Namespace, data: dict[str, Any]) -> None:
-    """Writes ``--json``, if it was given."""
-    if given.json:
-        write_json(given.json, data)
+def write_json_file(arguments: argparse.Namespace, data: dict[str, Any]) -> None:
+    """Writes the file that ``--json`` names, if it was used."""
+    if arguments.json:
+        write_json(arguments.json, data)

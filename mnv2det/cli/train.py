@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from mnv2det.cli.common import add_device, add_json, add_overrides, new_verb, print_metrics, speaks, write_json_file
-from mnv2det.config import load_config, to_yaml
+from mnv2det.cli.common import (
+    add_device,
+    add_json,
+    add_overrides,
+    is_main_process,
+    new_verb,
+    print_metrics,
+    write_json_file,
+)
+from mnv2det.config import Config, data_root, load_config, to_yaml
 from mnv2det.errors import ConfigError, Mnv2detError
+from mnv2det.io import RunFolder, config_file
 
 STOPPING = """Ctrl-C, SIGTERM and SIGUSR1 finish the step, save and exit with 130; once more, a second later, ends it at
 once. Other exit codes: 0 done, 1 failed (a non-finite loss, a full disk, a dead process), 2 your mistake."""
@@ -62,69 +72,83 @@ def add(verbs: Any) -> None:
     add_device(verb)
 
 
-def _train(given: argparse.Namespace) -> int:
-    if given.resume and given.config and "=" in given.config:  # argparse cannot know it for an override
-        given.overrides, given.config = [given.config, *given.overrides], None
-    if given.resume and (given.config or given.out):
+def _train(args: argparse.Namespace) -> int:
+    if args.resume and args.config and "=" in args.config:  # argparse cannot know it for an override
+        args.overrides, args.config = [args.config, *args.overrides], None
+    if args.resume and (args.config or args.out):
         raise ConfigError("--resume RUN goes alone: the run folder holds its config")
-    if not given.resume and not given.config:
+    if not args.resume and not args.config:
         raise ConfigError("train needs a config, or --resume RUN")
-    if given.resume:
-        from mnv2det.engine.resume import resume_config
-
-        config, folder = resume_config(Path(given.resume), given.overrides), Path(given.resume)
-    else:
-        config = load_config(given.config, given.overrides)
-        folder = Path(given.out or Path("runs") / Path(given.config).stem)
+    run = RunFolder(args.resume or args.out or Path("runs") / Path(args.config).stem)
+    if args.resume:
+        run.check_begun()
+    config = load_config(run.config if args.resume else args.config, args.overrides)
+    _check_paths(config, run, bool(args.resume))
     from mnv2det.engine.trainer import train
 
     try:
         summary = train(
-            config, folder, resume=bool(given.resume), allow_changes=given.allow_changes, device=given.device
+            config, run.path, resume=bool(args.resume), allow_changes=args.allow_changes, device=args.device
         )
     except Mnv2detError as error:
         if error.silent:  # torchrun's first process prints it
             return error.exit_code
         raise
-    if not speaks():
+    if not is_main_process():
         return 0
     print_metrics(summary["metrics"])
-    print(f"{summary['steps']} steps, {summary['seconds'] / 60:.1f} minutes of training; run folder: {folder}")
-    write_json_file(given, summary)
+    print(f"{summary['steps']} steps, {summary['seconds'] / 60:.1f} minutes of training; run folder: {run}")
+    write_json_file(args, summary)
     return 0
 
 
-def _eval(given: argparse.Namespace) -> int:
-    if given.ground_truth or given.detections:
-        if not (given.ground_truth and given.detections) or given.source or given.overrides or given.weights:
+def _check_paths(config: Config, run: RunFolder, resume: bool) -> None:
+    """Checks what can be checked without torch, whose import takes seconds.
+
+    Raises:
+        ConfigError: The folder of the data is missing, or the run folder is in use.
+    """
+    root = data_root(config)
+    if (config.data.root or os.environ.get("MNV2DET_DATA")) and not root.is_dir():
+        key = "data.root" if config.data.root else "MNV2DET_DATA"
+        raise ConfigError(f"{key}: {root}: no such folder")
+    # torchrun may have restarted these processes, whose run then exists: the trainer finds out
+    if not resume and "WORLD_SIZE" not in os.environ:
+        run.check_unused()
+
+
+def _eval(args: argparse.Namespace) -> int:
+    if args.ground_truth or args.detections:
+        if not (args.ground_truth and args.detections) or args.source or args.overrides or args.weights:
             raise ConfigError("--ground-truth and --detections go together, and without a config, run or weights")
         from mnv2det.commands.evaluate_files import evaluate_files
 
-        metrics = evaluate_files(given.ground_truth, given.detections, protocol=given.protocol, iou=given.iou)
+        metrics = evaluate_files(args.ground_truth, args.detections, protocol=args.protocol, iou=args.iou)
         print_metrics(metrics)
-        write_json_file(given, {"metrics": metrics})
+        write_json_file(args, {"metrics": metrics})
         return 0
-    if not given.source:
+    if not args.source:
         raise ConfigError("eval needs a config or run, or --ground-truth and --detections")
-    if given.iou is not None or given.protocol != "coco":
+    if args.iou is not None or args.protocol != "coco":
         raise ConfigError("--protocol and --iou are for --ground-truth and --detections; a config names its evaluator")
-    from mnv2det.engine.evaluate import evaluate_source
+    load_config(config_file(args.source), args.overrides)  # its mistakes are reported before torch is imported
+    from mnv2det.commands.evaluate import evaluate_source
 
-    summary = evaluate_source(given.source, given.overrides, weights=given.weights, device=given.device)
-    if not speaks():
+    summary = evaluate_source(args.source, args.overrides, weights=args.weights, device=args.device)
+    if not is_main_process():
         return 0
     for problem in summary["problems"]:
         print(f"left out: {problem}", file=sys.stderr)
     print_metrics(summary["metrics"])
     height, width = summary["input_size"]
     print(f"{summary['images']} images seen at {height}x{width}, weights {summary['weights']}")
-    write_json_file(given, summary)
+    write_json_file(args, summary)
     return 0
 
 
-def _config(given: argparse.Namespace) -> int:
-    config = load_config(given.config, given.overrides)
-    if given.check:
+def _config(args: argparse.Namespace) -> int:
+    config = load_config(args.config, args.overrides)
+    if args.check:
         from mnv2det.engine.build import check
 
         check(config)
@@ -132,18 +156,19 @@ def _config(given: argparse.Namespace) -> int:
     return 0
 
 
-def _grid(given: argparse.Namespace) -> int:
-    if given.count < 1 or not 0 <= given.threshold <= 1:
+def _grid(args: argparse.Namespace) -> int:
+    if args.count < 1 or not 0 <= args.threshold <= 1:
         raise ConfigError("--count must be at least 1, --threshold from 0 to 1")
+    RunFolder(args.source).check_begun()  # before torch is imported
     from mnv2det.commands.grid import prediction_grid
 
     path = prediction_grid(
-        given.source,
-        given.overrides,
-        output=given.out,
-        count=given.count,
-        threshold=given.threshold,
-        device=given.device,
+        args.source,
+        args.overrides,
+        output=args.out,
+        count=args.count,
+        threshold=args.threshold,
+        device=args.device,
     )
     print(f"predictions beside ground truth: {path}")
     return 0

@@ -1,19 +1,18 @@
-"""Measuring a predictor, whatever runs it, on a labelled set."""
+"""Measuring a predictor, whatever runtime computes it, on a labelled set."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+import os
+from collections.abc import Callable, Mapping, Sequence
 
-from tqdm import tqdm
-
-from mnv2det.config import Config, load_config
-from mnv2det.data.dataset import Dataset
-from mnv2det.engine.build import build_dataset, build_evaluators, check
-from mnv2det.errors import ConfigError, DataError
-from mnv2det.registry import HEADS
+from mnv2det.config import load_config
+from mnv2det.data.loader import picture_loader
+from mnv2det.engine.build import build_evaluators, build_validation_set, check
+from mnv2det.errors import DataError
+from mnv2det.evaluation.run import evaluate
+from mnv2det.io import config_file
 from mnv2det.runtime.predictor import Predictor
+from mnv2det.structures import Batch, Result
 
 
 class LabelledSet:
@@ -25,58 +24,43 @@ class LabelledSet:
         predictor: Any form of the model.
 
     Raises:
-        ConfigError: Its tasks are not the model's, or it cannot be held to the model's classes.
+        ConfigError: Its tasks or classes are not the model's.
         DataError: Its data is missing or wrong.
     """
 
-    def __init__(self, source: str, overrides: Sequence[str], predictor: Predictor) -> None:
-        self.source, self.config = source, config_of(source, overrides)
+    def __init__(self, source: str | os.PathLike[str], overrides: Sequence[str], predictor: Predictor) -> None:
+        self.source, self.config = source, load_config(config_file(source), overrides)
         check(self.config)
-        if set(self.config.tasks) != set(predictor.heads):
-            raise ConfigError(
-                f"{source}: has tasks {sorted(self.config.tasks)}, but the model has {sorted(predictor.heads)}"
-            )
-        keys = {task: HEADS.get(head["name"]).target_key for task, head in predictor.header.heads.items()}
-        self.classes = predictor.classes
-        self.data: Dataset = build_dataset(
-            self.config, "val", {key: predictor.classes[task] for task, key in keys.items()}
-        )
-        for task, key in keys.items():
-            if list(self.data.classes.get(key, [])) != list(self.classes[task]):
-                raise ConfigError(f"{source}: its classes of '{key}' are not the model's in order")
+        self.data = build_validation_set(self.config, predictor.heads, predictor.classes, "the model")
+        self.evaluators = build_evaluators(self.config, predictor.classes)
 
-    def measure(self, predictor: Predictor, *, about: str = "measuring") -> dict[str, float]:
-        """``task/figure`` to value; pictures that cannot be read are left out and counted as ``skipped_images``."""
-        evaluators = build_evaluators(self.config, self.classes)
-        skipped = 0
-        bar = tqdm(range(len(self.data)), desc=about, unit="image", leave=False, disable=not sys.stderr.isatty())
-        for index in bar:
-            try:
-                sample = self.data.read(index)
-            except DataError:
-                if self.config.data.bad_data.value == "stop":
-                    raise
-                skipped += 1
-                continue
-            found = predictor(sample.image)
-            for task, evaluator in evaluators.items():
-                evaluator.update(sample.image_id, found[task], sample.target)
-        if skipped == len(self.data):
+    def measure(self, predictor: Callable[..., Mapping[str, Result]], *, about: str = "measuring") -> dict[str, float]:
+        """Measures a predictor on all pictures, with the config's scales and mirror images (``test``).
+
+        Args:
+            predictor: A form of the same model; is called as `Predictor` is, with ``scales`` and ``flip``.
+            about: Title of the progress bar.
+
+        Returns:
+            As `mnv2det.evaluation.run.evaluate`.
+
+        Raises:
+            ConfigError: The predictor cannot look at a picture at several scales or mirrored, as the config asks.
+            DataError: A picture cannot be read, and ``data.bad_data`` is ``stop``; or no picture can be read.
+        """
+        data, test = self.config.data, self.config.test
+
+        def predict(batch: Batch) -> dict[str, list[Result]]:
+            picture = batch.images[0].permute(1, 2, 0).numpy()
+            results = predictor(picture, scales=tuple(test.scales), flip=test.flip)
+            return {task: [result] for task, result in results.items()}
+
+        loader = picture_loader(self.data, workers=data.workers, bad_data=data.bad_data)
+        metrics = evaluate(loader, predict, self.evaluators, progress=about)
+        if metrics.get("skipped_images") == len(self.data):
             raise DataError(f"{self.source}: data.val: not one picture can be read; there is nothing to measure on")
-        metrics = {
-            f"{task}/{name}": float(value)
-            for task, evaluator in evaluators.items()
-            for name, value in evaluator.compute().items()
-        }
-        return metrics | ({"skipped_images": float(skipped)} if skipped else {})
+        return metrics
 
     def main_metrics(self) -> list[str]:
-        """The figure by which each task is judged."""
-        evaluators = build_evaluators(self.config, self.classes)
-        return [f"{task}/{evaluator.main}" for task, evaluator in evaluators.items()]
-
-
-def config_of(source: str, overrides: Sequence[str] = ()) -> Config:
-    """The config of a run folder, or a YAML."""
-    path = Path(source)
-    return load_config(path / "config.yaml" if path.is_dir() else path, overrides)
+        """``task/metric`` of the metric by which each task is judged."""
+        return [f"{task}/{evaluator.main}" for task, evaluator in self.evaluators.items()]

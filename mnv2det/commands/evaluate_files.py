@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnv2det.errors import ConfigError, DataError, near
-from mnv2det.evaluation.coco import Found, Truths, coco_metrics, order_of_id
+from mnv2det.evaluation.boxes import AnnotatedBoxes, DetectedBoxes, order_of_id
+from mnv2det.evaluation.coco import coco_metrics
 from mnv2det.evaluation.voc import voc_metrics
 
 Protocol = Literal["coco", "voc07", "voc10"]
@@ -78,7 +79,7 @@ def evaluate_files(
     return voc_metrics(truths, found, classes=classes, style=style, iou=0.5 if iou is None else iou)
 
 
-def _read_truths(path: PathLike, *, ignored_by: Sequence[str]) -> tuple[Ids, Ids, list[str], Truths]:
+def _read_truths(path: PathLike, *, ignored_by: Sequence[str]) -> tuple[Ids, Ids, list[str], AnnotatedBoxes]:
     """Reads the ground truth.
 
     Returns:
@@ -106,11 +107,11 @@ def _read_truths(path: PathLike, *, ignored_by: Sequence[str]) -> tuple[Ids, Ids
 
     rows = _rows(path, "annotations", data["annotations"], read)
     image, label, boxes, ignore, area = _columns(rows, np.int64, np.int64, np.float64, np.bool_, np.float64)
-    truths = Truths(image, label, boxes.reshape(-1, 4), ignore, area)
+    truths = AnnotatedBoxes(image, label, boxes.reshape(-1, 4), ignore, area)
     return images, categories, classes, truths.pick(np.argsort(image, kind="stable"))
 
 
-def _read_found(path: PathLike, images: Ids, categories: Ids, *, known_from: PathLike) -> Found:
+def _read_found(path: PathLike, images: Ids, categories: Ids, *, known_from: PathLike) -> DetectedBoxes:
     """Reads the results; ids must be among those of the ground truth."""
     data = _load(path)
     if not isinstance(data, list):
@@ -123,7 +124,7 @@ def _read_found(path: PathLike, images: Ids, categories: Ids, *, known_from: Pat
 
     rows = _rows(path, "results", data, read)
     image, label, boxes, score = _columns(rows, np.int64, np.int64, np.float64, np.float64)
-    return Found(image, label, boxes.reshape(-1, 4), score).pick(np.argsort(image, kind="stable"))
+    return DetectedBoxes(image, label, boxes.reshape(-1, 4), score).pick(np.argsort(image, kind="stable"))
 
 
 def _load(path: PathLike) -> Any:

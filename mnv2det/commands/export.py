@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mnv2det.commands.accuracy import LabelledSet, config_of
+from mnv2det.commands.accuracy import LabelledSet
 from mnv2det.commands.compare import Differences, compare
+from mnv2det.config import load_config
 from mnv2det.data.images import list_images, read_image
 from mnv2det.engine.build import build_dataset
 from mnv2det.errors import ConfigError, DataError, Mnv2detError, WeightsError
 from mnv2det.export.program import ExportMetadata, ExportProgram, Form
-from mnv2det.io import evenly_spread
+from mnv2det.io import RunFolder, config_file, evenly_spread
 from mnv2det.models.build import from_file, weights_of
 from mnv2det.runtime.base import runtimes, writer
 from mnv2det.runtime.predictor import Predictor
@@ -157,7 +158,7 @@ def pictures_to_compare(
         raise ConfigError(f"count: expected at least 1 picture to compare on, got {count}")
     if images is not None:
         return list(read_some(images, count, problems)), str(images)
-    if (Path(source) / "config.yaml").is_file():
+    if RunFolder(source).exists:
         try:
             return list(_of_run(source, "val", count)), "the run's validation set"
         except Mnv2detError as error:
@@ -187,7 +188,7 @@ def pictures_to_calibrate(
         raise ConfigError(f"calibration: expected at least 1 picture, got {count}")
     if folder is not None:
         return read_some(folder, count, problems)
-    if not (Path(source) / "config.yaml").is_file():
+    if not RunFolder(source).exists:
         raise ConfigError(f"int8: {source} is no run folder with a training set; name pictures with --calibrate FOLDER")
     return _of_run(source, "train", count)
 
@@ -224,7 +225,7 @@ def _readable(files: Sequence[Path], problems: list[str]) -> Iterator[Pixels]:
 
 def _of_run(source: PathLike, split: str, count: int) -> Iterator[Pixels]:
     """Pictures of a run's own data, evenly spread over it."""
-    data = build_dataset(config_of(str(source)), split)
+    data = build_dataset(load_config(config_file(source)), split)
     pictures = (data.read(index).image for index in evenly_spread(range(len(data)), count))
     return _not_empty(pictures, f"{source}: data.{split}")
 

@@ -1,7 +1,8 @@
-"""From a data set to batches: what is drawn when, workers, broken images."""
+"""From a data set to batches: the order of images, worker processes, broken images."""
 
 from __future__ import annotations
 
+import multiprocessing
 import multiprocessing.context
 import multiprocessing.popen_fork
 import os
@@ -24,10 +25,10 @@ from mnv2det.errors import DataError
 from mnv2det.io import cores
 from mnv2det.structures import Batch, Frame, Preprocess, Target
 
-Drawn = tuple[int, int]  # index and augmentation seed
+Draw = tuple[int, int]  # index of an image, and seed of its augmentation
 
 
-class ResumableSampler(Sampler[list[Drawn]]):
+class ResumableSampler(Sampler[list[Draw]]):
     """Batches of (index, seed) for a whole run: a pure function of run seed and batch number.
 
     Every epoch is a fresh permutation without its incomplete last batch (but a data set smaller
@@ -50,7 +51,7 @@ class ResumableSampler(Sampler[list[Drawn]]):
         self.batch_size, self.rank, self.world = batch_size, rank, world
         self.per_epoch = max(1, length // (batch_size * world))
 
-    def __iter__(self) -> Iterator[list[Drawn]]:
+    def __iter__(self) -> Iterator[list[Draw]]:
         epoch, order = -1, np.zeros(0, np.int64)
         for number in range(self.start, self.stop):
             if number // self.per_epoch != epoch:
@@ -66,7 +67,15 @@ class ResumableSampler(Sampler[list[Drawn]]):
 
 
 class Loaded(NamedTuple):
-    """One image as a worker hands it over: a target in the input's pixels to learn from, or a truth to measure by."""
+    """One image as a worker hands it over.
+
+    Attributes:
+        image_id: The data set's identifier.
+        pixels: uint8 (3, H, W).
+        target: In training, the annotation in pixels of the input.
+        frame: Where the picture lies in the input.
+        truth: In evaluation, the annotation in pixels of the original image.
+    """
 
     image_id: int | str
     pixels: torch.Tensor
@@ -75,33 +84,39 @@ class Loaded(NamedTuple):
     truth: Arrays
 
 
-Item = Loaded | str | DataError
+Item = Loaded | str | DataError  # a string says which broken image was left out, and why
 
 
-class _View(TorchDataset[Item]):
-    """Decodes one image and augments it, or fits it to the input where there is no augmentation.
+class _Images(TorchDataset[Item]):
+    """Decodes one image and prepares it for a batch.
 
-    A broken one becomes a message where that is allowed, else an error.
+    Args:
+        dataset: Images and annotations.
+        transform: An augmentation to learn from; what the input must be like, to measure; None leaves
+            the picture as it is on disk.
+        bad_data: Whether a broken image becomes a message or an error.
     """
 
-    def __init__(self, dataset: Dataset, transform: Transform | Preprocess, bad_data: BadData) -> None:
+    def __init__(self, dataset: Dataset, transform: Transform | Preprocess | None, bad_data: BadData) -> None:
         self.dataset, self.transform, self.skip = dataset, transform, bad_data is BadData.skip
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, drawn: Drawn) -> Item:
-        index, seed = drawn
+    def __getitem__(self, draw: Draw) -> Item:
+        index, seed = draw
         try:
             sample = self.dataset.read(index)
         except DataError as error:
             return str(error) if self.skip else error
+        size = (sample.image.shape[0], sample.image.shape[1])
+        if self.transform is None:
+            return Loaded(sample.image_id, _pixels(sample.image), {}, Frame(size, size), sample.target)
         if isinstance(self.transform, Preprocess):
             image, frame = fit(sample.image, self.transform)
             return Loaded(sample.image_id, _pixels(image), {}, frame, sample.target)
         image, target = self.transform(sample, seed)
-        frame = Frame((sample.image.shape[0], sample.image.shape[1]), (image.shape[0], image.shape[1]))
-        return Loaded(sample.image_id, _pixels(image), target, frame, {})
+        return Loaded(sample.image_id, _pixels(image), target, Frame(size, (image.shape[0], image.shape[1])), {})
 
 
 def _pixels(image: NDArray[np.uint8]) -> torch.Tensor:
@@ -119,7 +134,7 @@ def train_loader(
     pin: bool = False,
 ) -> DataLoader[Batch]:
     """Batches in the sampler's order, whatever the number of workers."""
-    return _loader(_View(dataset, transform, bad_data), sampler, workers, pin)
+    return _loader(_Images(dataset, transform, bad_data), sampler, workers, pin)
 
 
 def eval_loader(
@@ -134,13 +149,21 @@ def eval_loader(
     world: int = 1,
 ) -> DataLoader[Batch]:
     """Every image once, fitted to the input; with several processes each takes every world-th."""
-    mine = range(rank, len(dataset), world)
-    batches = [[(index, 0) for index in mine[first : first + batch_size]] for first in range(0, len(mine), batch_size)]
-    return _loader(_View(dataset, preprocess, bad_data), batches, workers, pin)
+    indices = range(rank, len(dataset), world)
+    batches = [
+        [(index, 0) for index in indices[first : first + batch_size]] for first in range(0, len(indices), batch_size)
+    ]
+    return _loader(_Images(dataset, preprocess, bad_data), batches, workers, pin)
+
+
+def picture_loader(dataset: Dataset, *, workers: int, bad_data: BadData) -> DataLoader[Batch]:
+    """Every image once, in a batch of its own and as it is on disk, for whoever prepares pictures himself."""
+    batches = [[(index, 0)] for index in range(len(dataset))]
+    return _loader(_Images(dataset, None, bad_data), batches, workers, pin=False)
 
 
 class _Loader(DataLoader[Batch]):
-    """Raises here what a worker returned as an error; raised there, torch would add a traceback to its text."""
+    """Raises the errors that workers return. Raised in a worker, torch would add a traceback to their text."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         for batch in super().__iter__():
@@ -150,7 +173,7 @@ class _Loader(DataLoader[Batch]):
 
 
 def collate(items: Sequence[Item]) -> Batch | DataError:
-    """Joins what the workers made, or returns the first error; an empty batch if all are broken but may be."""
+    """Joins images to a batch, which is empty if all were left out as broken; returns the first error instead."""
     good: list[Loaded] = []
     skipped: list[str] = []
     for item in items:
@@ -175,13 +198,13 @@ def collate(items: Sequence[Item]) -> Batch | DataError:
 def stack(images: Sequence[torch.Tensor]) -> torch.Tensor:
     """Joins images (3, H, W) of one batch into (B, 3, H, W), channels last.
 
-    Where pictures may not be scaled (``fit: pad``) larger ones set the batch's size; what is added
-    to the others is never looked at.
+    Where pictures may not be scaled (``fit: pad``), the largest sides set the batch's size. Smaller
+    pictures lie at the top left; the frame of each says where it ends.
     """
     height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
     joined = torch.zeros(len(images), height, width, 3, dtype=images[0].dtype).permute(0, 3, 1, 2)
-    for place, image in zip(joined, images, strict=True):
-        place[:, : image.shape[1], : image.shape[2]] = image
+    for slot, image in zip(joined, images, strict=True):
+        slot[:, : image.shape[1], : image.shape[2]] = image
     return joined
 
 
@@ -196,18 +219,19 @@ def _tensors(target: Arrays) -> Target:
 
 
 def _loader(
-    view: _View, batches: Sampler[list[Drawn]] | list[list[Drawn]], workers: int, pin: bool
+    images: _Images, batches: Sampler[list[Draw]] | list[list[Draw]], workers: int, pin: bool
 ) -> DataLoader[Batch]:
-    # more than there are cores only get in each other's way; what is read does not depend on their number
-    workers = min(workers, cores())
+    # More workers than cores only get in each other's way, and a daemonic process, such as a row of bench, may not
+    # start any. What is read does not depend on their number.
+    workers = 0 if multiprocessing.current_process().daemon else min(workers, cores())
     return _Loader(
-        view,  # type: ignore[arg-type]
+        images,  # type: ignore[arg-type]
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
         worker_init_fn=_quiet_worker,
         pin_memory=pin,
-        # its own, so that making a loader draws nothing from the run's
+        # a generator of its own, so that making a loader draws no numbers from the run's
         generator=torch.Generator(),
         # forked workers share the annotation arrays
         multiprocessing_context=_Forked() if workers and sys.platform == "linux" else None,
@@ -218,7 +242,7 @@ def _loader(
 if sys.platform != "win32":
 
     class _Popen(multiprocessing.popen_fork.Popen):
-        """A worker, which ignores requests to stop: its parent has to insist, or would wait for it for ever."""
+        """A worker process. It ignores requests to stop, so its parent ends it by a signal that cannot be ignored."""
 
         def terminate(self) -> None:
             self.kill()
@@ -233,15 +257,17 @@ if sys.platform != "win32":
 
 
 def _quiet_worker(_: int) -> None:
-    """One thread per worker: the cores belong to the training step. Requests to stop are for the parent.
+    """Gives a worker one thread, as the cores belong to the training step, and lets it ignore requests to stop.
 
-    A terminal sends them to the whole group, a cluster to every process; a worker goes when its parent does.
+    These are for its parent, which ends it. But a terminal sends them to the whole process group, a
+    cluster to every process.
     """
     import cv2
 
-    os.setpgrp()
+    if hasattr(os, "setpgrp"):  # not on Windows
+        os.setpgrp()
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        # by SIGTERM elsewhere than on Linux (`_Popen`) a parent ends its workers
+        # elsewhere than on Linux (`_Popen`) a parent ends its workers by SIGTERM
         if hasattr(signal, name) and (name != "SIGTERM" or sys.platform == "linux"):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     cv2.setNumThreads(0)

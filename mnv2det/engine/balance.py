@@ -1,4 +1,4 @@
-"""Weights of tasks that are trained together: given, or learned beside the model."""
+"""Weights of the tasks of a joint model, learned beside it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class TaskBalance(nn.Module):
     stays hard weighs less, and the second term keeps the weight from vanishing.
 
     Args:
-        weights: What each task weighs at the start, above 0.
-        needs: Target keys each task learns from. In a batch without them its weight stays as it is.
+        weights: Each task's weight at the start, above 0.
+        needs: Target keys that each task learns from. A batch without them does not change its weight.
     """
 
     def __init__(self, weights: Mapping[str, float], needs: Mapping[str, Sequence[str]]) -> None:
@@ -31,11 +31,11 @@ class TaskBalance(nn.Module):
         )
 
     def weights(self) -> dict[str, Tensor]:
-        """Each task's present weight."""
+        """Each task's current weight."""
         return {task: torch.exp(-value) for task, value in self.log_variances.items()}
 
     def penalty(self, targets: Sequence[Target]) -> Tensor:
-        """The sum of ``s / 2`` over the tasks that the batch teaches; 0 with a gradient for none."""
+        """The sum of ``s / 2`` over the tasks that a batch has targets for; 0, with a gradient, if there is none."""
         terms: list[Any] = [value * 0 for value in self.log_variances.values()]
         for task, value in self.log_variances.items():
             if any(all(key in target for key in self.needs[task]) for target in targets):

@@ -79,13 +79,35 @@ def build_dataset(config: Config, split: str, classes: Mapping[str, Sequence[str
     return dataset
 
 
+def build_validation_set(
+    config: Config, heads: Mapping[str, Any], classes: Mapping[str, Sequence[str]], where: str
+) -> Dataset:
+    """The validation set, with the classes that a trained model has.
+
+    Args:
+        config: The experiment.
+        heads: The model's heads by task (`Head`).
+        classes: The model's class names by task.
+        where: Name of the model, for messages.
+
+    Raises:
+        ConfigError: The config has other tasks, or the data set has other classes.
+        DataError: The data is missing or wrong.
+    """
+    if set(heads) != set(config.tasks):
+        raise ConfigError(f"{where}: has heads {sorted(heads)}, the config has tasks {sorted(config.tasks)}")
+    dataset = build_dataset(config, "val", {head.target_key: classes[task] for task, head in heads.items()})
+    check_classes(config, dataset, classes)
+    return dataset
+
+
 def task_classes(config: Config, dataset: Dataset) -> dict[str, list[str]]:
     """Every task's class names, as the data set has them.
 
     Raises:
         ConfigError: The data set annotates nothing a head could learn from.
     """
-    found = {}
+    classes = {}
     for name, task in config.tasks.items():
         key = HEADS.get(task.head.name, place=f"tasks.{name}.head").target_key
         if key not in dataset.classes:
@@ -93,16 +115,11 @@ def task_classes(config: Config, dataset: Dataset) -> dict[str, list[str]]:
                 f"tasks.{name}: head '{task.head.name}' needs {key}, but data set '{config.data.train.name}'"
                 f" has only {', '.join(dataset.classes)}"
             )
-        found[name] = dataset.classes[key]
-    return found
+        classes[name] = dataset.classes[key]
+    return classes
 
 
-def classes_by_key(model: Model) -> dict[str, list[str]]:
-    """A model's class names by target key, as data sets want them."""
-    return {head.target_key: model.classes[task] for task, head in model.heads.items()}  # type: ignore[misc]
-
-
-def hold_to(config: Config, dataset: Dataset, classes: Mapping[str, Sequence[str]]) -> None:
+def check_classes(config: Config, dataset: Dataset, classes: Mapping[str, Sequence[str]]) -> None:
     """Checks that a validation set has the classes, in the order, that the model was made for.
 
     Raises:
@@ -134,8 +151,8 @@ def build_model(config: Config, classes: Mapping[str, Sequence[str]] | None = No
 
 def build_augmentation(config: Config, model: Model) -> Transform:
     """The training transform, for the model's input size."""
-    part = config.data.augment
-    transform: Transform = AUGMENTATIONS.build(part.name, part.args, model.preprocess, place="data.augment")
+    augment = config.data.augment
+    transform: Transform = AUGMENTATIONS.build(augment.name, augment.args, model.preprocess, place="data.augment")
     return transform
 
 
@@ -150,15 +167,15 @@ def build_evaluators(config: Config, classes: Mapping[str, Sequence[str]]) -> di
 
 
 def deciding_metric(config: Config, evaluators: Mapping[str, Evaluator]) -> str:
-    """The figure that ``train.best`` names, or the first task's main one.
+    """The metric that ``train.best`` names, or the first task's main one.
 
     Raises:
         ConfigError: No evaluator computes it.
     """
     task, evaluator = next(iter(evaluators.items()))
     key = config.train.best or f"{task}/{evaluator.main}"
-    # what an evaluator computes of nothing has all its names
-    known = [f"{name}/{figure}" for name, each in evaluators.items() for figure in each.compute()]
+    # without images an evaluator computes all of its metrics, as undefined
+    known = [f"{name}/{metric}" for name, evaluator in evaluators.items() for metric in evaluator.compute()]
     if key not in known:
-        raise ConfigError(f"train.best: no figure '{key}'{near(key, known)}")
+        raise ConfigError(f"train.best: no metric '{key}'{near(key, known)}")
     return key

@@ -19,20 +19,19 @@ from typing import Any
 import torch
 
 from mnv2det.errors import WeightsError
-from mnv2det.io import sync_folder, write_atomically
+from mnv2det.io import RunFolder, sync_folder, write_atomically
 
 FORMAT = 1
-LAST = "last.pt"
 
 
 @dataclass
 class Progress:
-    """Where a run is; travels in the checkpoint.
+    """How far a run has come; travels in the checkpoint.
 
     Attributes:
         step: Optimizer steps done.
         seconds: Time spent on them: loading included, evaluation and start-up not.
-        best: The best value of the deciding figure so far, None before the first evaluation.
+        best: The best value of the deciding metric so far, None before the first evaluation.
         skipped: Broken images left out so far.
         nonfinite: Steps left out so far because their loss or gradient was not finite.
         evaluated: Step of the latest evaluation.
@@ -56,7 +55,7 @@ class Progress:
         return cls(**known)
 
 
-def save_checkpoint(path: Path, state: dict[str, Any], *, keep: int = 1) -> None:
+def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any], *, keep: int = 1) -> None:
     """Writes the state; ``path`` always holds a whole checkpoint, the old or the new one.
 
     Args:
@@ -67,13 +66,14 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, keep: int = 1) -> None
     Raises:
         OSError: The file system refuses; ``path`` is as it was.
     """
-    data = io.BytesIO()  # torch.save into a full disk would raise no OSError
+    path = Path(path)
+    data = io.BytesIO()  # torch.save onto a full disk would raise no OSError
     torch.save({"format": FORMAT, **state}, data)
     new = path.with_name("last.new.pt")
     try:
         write_atomically(new, lambda file: file.write(data.getbuffer()))
         if path.exists():
-            _move_up(path, keep)
+            _shift_older(path, keep)
         os.replace(new, path)
         sync_folder(path.parent)
     except OSError:
@@ -82,17 +82,18 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, keep: int = 1) -> None
         raise
 
 
-def previous(path: Path, age: int) -> Path:
+def _older(path: Path, age: int) -> Path:
     """Where the checkpoint that is ``age`` saves older than ``path`` is kept."""
     return path.with_name(f"last.{age}.pt") if age else path
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads what `save_checkpoint` wrote; runs no code that the file may hold.
 
     Raises:
         WeightsError: The file is missing, damaged or no checkpoint of ours.
     """
+    path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: no checkpoint there; nothing to resume")
     try:
@@ -102,14 +103,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             raise ValueError(f"wrong checksum of {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as error:
-        what = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise WeightsError(f"{path}: damaged or foreign checkpoint ({what})") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise WeightsError(f"{path}: damaged or foreign checkpoint ({reason})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise WeightsError(f"{path}: not a checkpoint of this version")
     return state
 
 
-def load_newest(run: Path) -> tuple[dict[str, Any], list[str]]:
+def load_newest(run: str | os.PathLike[str]) -> tuple[dict[str, Any], list[str]]:
     """Reads a run's newest readable checkpoint and makes it ``last.pt``.
 
     A damaged newer one becomes ``last.damaged.pt``, so that saving does not move it over a good one.
@@ -124,10 +125,10 @@ def load_newest(run: Path) -> tuple[dict[str, Any], list[str]]:
         WeightsError: There is no checkpoint, or none that can be read.
         OSError: A damaged one cannot be moved aside.
     """
-    last = run / LAST
-    found = [last, *sorted(run.glob("last.[0-9]*.pt"), key=lambda path: int(path.name.split(".")[1]))]
+    last = RunFolder(run).checkpoint
+    older = sorted(last.parent.glob("last.[0-9]*.pt"), key=lambda path: int(path.name.split(".")[1]))
     problems: list[str] = []
-    for path in found:
+    for path in (last, *older):
         try:
             state = load_checkpoint(path)
         except WeightsError as error:
@@ -135,46 +136,41 @@ def load_newest(run: Path) -> tuple[dict[str, Any], list[str]]:
             continue
         if path != last:
             if last.exists():
-                os.replace(last, run / "last.damaged.pt")
+                os.replace(last, last.with_name("last.damaged.pt"))
             os.replace(path, last)
         step = dict(state.get("progress") or {}).get("step", "?")
         return state, [f"warning: {problem}; going on from the one before, step {step}" for problem in problems]
-    raise WeightsError(problems[0] if len(found) == 1 else f"no checkpoint is readable: {'; '.join(problems)}")
+    raise WeightsError(problems[0] if not older else f"no checkpoint is readable: {'; '.join(problems)}")
 
 
-def sweep(run: Path) -> None:
+def remove_leftovers(run: str | os.PathLike[str]) -> None:
     """Removes what a killed process left half written in a run folder."""
-    for name in (LAST, "last.new.pt", "last.1.pt", "best.safetensors", "metrics.jsonl", "config.yaml"):
-        for path in run.glob(f".{name}.*"):
+    folder = RunFolder(run)
+    new = folder.checkpoint.with_name("last.new.pt")
+    written = (folder.checkpoint, new, _older(folder.checkpoint, 1), folder.best, folder.metrics, folder.config)
+    for file in written:
+        for path in folder.path.glob(f".{file.name}.*"):
             path.unlink(missing_ok=True)
-    (run / "last.new.pt").unlink(missing_ok=True)
+    new.unlink(missing_ok=True)
 
 
-def _move_up(path: Path, keep: int) -> None:
-    """``last.pt`` also becomes ``last.1.pt``, that one ``last.2.pt``; what is beyond ``keep`` goes."""
+def _shift_older(path: Path, keep: int) -> None:
+    """``last.pt`` also becomes ``last.1.pt``, that one ``last.2.pt``; those beyond ``keep`` are removed."""
     for age in range(keep - 1, 1, -1):
-        if previous(path, age - 1).exists():
-            os.replace(previous(path, age - 1), previous(path, age))
+        if _older(path, age - 1).exists():
+            os.replace(_older(path, age - 1), _older(path, age))
     if keep > 1:
         link = path.with_name(".last.1.pt.link")
         link.unlink(missing_ok=True)
         try:
             os.link(path, link)
-            os.replace(link, previous(path, 1))
-        except OSError:  # no hard links on this file system: a copy does
-            write_atomically(previous(path, 1), lambda file: file.write(path.read_bytes()))
+            os.replace(link, _older(path, 1))
+        except (OSError, AttributeError):  # no hard links on this file system, or system: a copy does
+            write_atomically(_older(path, 1), lambda file: file.write(path.read_bytes()))
     age = keep
-    while previous(path, age).exists():
-        previous(path, age).unlink()
+    while _older(path, age).exists():
+        _older(path, age).unlink()
         age += 1
 
 
-_DAMAGED = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    KeyError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-)
+_DAMAGED = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile)

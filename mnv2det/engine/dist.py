@@ -1,4 +1,4 @@
-"""Processes started by torchrun, or just one."""
+"""The processes that torchrun started, or a single one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """Which of how many processes this is, and its device."""
+    """The processes that train together, as one of them sees it.
+
+    Attributes:
+        rank: Number of this process, 0 ... world - 1.
+        world: How many there are.
+        device: What this process computes on.
+    """
 
     rank: int
     world: int
@@ -38,51 +44,51 @@ class Processes:
         dist.all_gather_object(values, value)
         return values
 
-    def run_on_main(self, act: Callable[[], T]) -> T:
-        """What ``act`` returns on the first process, on every process; only the first one calls it.
+    def run_on_main(self, function: Callable[[], T]) -> T:
+        """Calls a function on the first process alone; all processes get its result.
 
         Raises:
-            Mnv2detError: ``act`` raised it; every process does then, and the first one prints it.
+            Mnv2detError: The function raised it; every process does then, and the first one prints it.
         """
-        given: list[Any] = [None, None]
+        outcome: list[Any] = [None, None]  # result, error
         if self.main:
             try:
-                given[0] = act()
+                outcome[0] = function()
             except Mnv2detError as error:
-                given[1] = error
+                outcome[1] = error
         if self.world > 1:
-            dist.broadcast_object_list(given, 0)
-        if given[1] is not None:
-            raise self.mark_shared(given[1])
-        return given[0]
+            dist.broadcast_object_list(outcome, 0)
+        if outcome[1] is not None:
+            raise self.mark_shared(outcome[1])
+        return outcome[0]
 
-    def run_on_all(self, act: Callable[[], T]) -> T:
-        """Calls ``act`` on every process; when it fails on one of them, all raise that one's error.
+    def run_on_all(self, function: Callable[[], T]) -> T:
+        """Calls a function on every process; when it fails on one of them, all raise that one's error.
 
         Raises:
             Mnv2detError: Of the first process that failed, which it names unless all did.
         """
-        result, failed = None, None
+        result, own_error = None, None
         try:
-            result = act()
+            result = function()
         except Mnv2detError as error:
-            failed = error
-        errors = self.gather(failed)
+            own_error = error
+        errors = self.gather(own_error)
         first = next((rank for rank, error in enumerate(errors) if error is not None), None)
         if first is None:
             return result  # type: ignore[return-value]
-        told = errors[first]
+        shared = errors[first]
         if None in errors:
-            told = type(told)(f"process {first} of {self.world}: {told}")
-        raise self.mark_shared(told)
+            shared = type(shared)(f"process {first} of {self.world}: {shared}")
+        raise self.mark_shared(shared)
 
     def mark_shared(self, error: Mnv2detError) -> Mnv2detError:
-        """Marks an error that all processes raise alike: one of them prints it."""
+        """Marks an error that all processes raise alike, so that only the first one prints it."""
         error.silent = not self.main
         return error
 
     def with_rank(self, error: Mnv2detError) -> Mnv2detError:
-        """Says in an error that only this process raises which one it is."""
+        """Adds the number of this process to an error that it alone raises."""
         return type(error)(f"process {self.rank} of {self.world}: {error}") if self.world > 1 else error
 
     def share(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -109,10 +115,9 @@ class Processes:
         """Which of the flags are set on any process; one exchange for all of them."""
         if self.world == 1:
             return [bool(flag) for flag in flags]
-        parts = [torch.as_tensor(flag, dtype=torch.float32, device=self.device) for flag in flags]
-        shared = torch.stack(parts)
-        dist.all_reduce(shared, dist.ReduceOp.MAX)
-        return [bool(value) for value in shared.tolist()]
+        values = torch.stack([torch.as_tensor(flag, dtype=torch.float32, device=self.device) for flag in flags])
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return [bool(value) for value in values.tolist()]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What the system does to a run, in one line: full disks, lost mounts, dead workers and processes."""
+"""Explains in one line what ended a run: full disks, lost mounts, dead workers and processes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 
 from mnv2det.errors import Mnv2detError, TrainingError
 
-_ROOM = "free some room there"
+_SPACE = "free some room there"
 _MOUNT = "is its disk or network mount still there?"
 _ADVICE = {
-    errno.ENOSPC: _ROOM,
+    errno.ENOSPC: _SPACE,
     errno.EDQUOT: "free some of your quota there",
     errno.EIO: _MOUNT,
     errno.ENOENT: _MOUNT,
@@ -27,29 +27,29 @@ _SHARED_MEMORY = ("shared memory", "unable to write to file </torch", "unable to
 _LOST_PEER = ("connection closed by peer", "connection reset by peer", "broken pipe", "timed out waiting")
 
 
-class Ended(TrainingError):
+class PeerFailed(TrainingError):
     """This process ended because another one did, whose own message says why."""
 
 
-def explained(error: OSError | RuntimeError | MemoryError, where: str, kept: str) -> Mnv2detError | None:
-    """What happened, what is left and what to do.
+def explain(error: OSError | RuntimeError | MemoryError, where: str, kept: str) -> Mnv2detError | None:
+    """Says what happened, what is left of the run and what to do.
 
     Args:
         error: What Python or torch raised.
-        where: ``at step 12``.
+        where: When it happened, as in ``at step 12``.
         kept: What is left of the run.
 
     Returns:
         The error to raise instead; None for a mistake of this program.
     """
-    what = (str(error).splitlines() or [""])[0][:200]
+    reason = (str(error).splitlines() or [""])[0][:200]
     if isinstance(error, OSError):
         if error.errno is None:
             return None
         advice = _ADVICE.get(error.errno, "put that right")
-        place = error.filename2 or error.filename or "the run folder"
+        path = error.filename2 or error.filename or "the run folder"
         return TrainingError(
-            f"{place}: cannot be read or written {where} ({error.strerror}); {advice}. {_capital(kept)}; go on with it"
+            f"{path}: cannot be read or written {where} ({error.strerror}); {advice}. {_capital(kept)}; go on with it"
             " by --resume"
         )
     if isinstance(error, torch.OutOfMemoryError):
@@ -61,16 +61,16 @@ def explained(error: OSError | RuntimeError | MemoryError, where: str, kept: str
             "the loader ran out of shared memory",
             "more of it (/dev/shm, docker --shm-size) or data.workers=0",
         )
-    elif "DataLoader worker" in what:
+    elif "DataLoader worker" in reason:
         cause, advice = "a loader worker died", "fewer data.workers (the system kills them when memory is short)"
-    elif lost_peer(error):
-        return Ended(f"ended {where}, as another process did; its message says why. {_capital(kept)}")
+    elif _lost_peer(error):
+        return PeerFailed(f"ended {where}, as another process did; its message says why. {_capital(kept)}")
     else:
         return None
-    return TrainingError(f"{cause} {where} ({what}); {kept}. Go on with it (--resume), with {advice}")
+    return TrainingError(f"{cause} {where} ({reason}); {kept}. Go on with it (--resume), with {advice}")
 
 
-def lost_peer(error: BaseException) -> bool:
+def _lost_peer(error: BaseException) -> bool:
     """Whether this is what gloo or NCCL say when another process is gone."""
     text = str(error).lower()
     return isinstance(error, torch.distributed.DistError) or any(sign in text for sign in _LOST_PEER)

@@ -1,4 +1,4 @@
-"""Asking a run to stop without losing it."""
+"""Signals that ask a run to stop without losing its progress."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from mnv2det.errors import Mnv2detError
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-# torchrun passes on what the terminal has sent to all already: that is one request, not two
+# torchrun passes on a signal that the terminal has already sent to all: that is one request, not two
 SAME_REQUEST_S = 1.0
 
 
@@ -24,9 +24,10 @@ class Interrupted(Mnv2detError):
 
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
-    """SIGINT, SIGTERM and SIGUSR1 set the event: the step is finished and saved.
+    """Lets SIGINT, SIGTERM and SIGUSR1 set an event, after which the run finishes its step and saves.
 
-    Another one, a second or more later, ends the process at once, as it would have without this.
+    Another one, a second or more later, ends the process at once, as the first one does outside this
+    block.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

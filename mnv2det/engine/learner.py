@@ -1,4 +1,4 @@
-"""One optimizer step: model, gradients, update, average; what of it goes into a checkpoint."""
+"""One optimizer step: model, gradients, update and average, and their state for a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mnv2det.engine.average import average_of
 from mnv2det.engine.balance import TaskBalance
 from mnv2det.engine.dist import Processes
 from mnv2det.engine.optim import build_optimizer
-from mnv2det.engine.resume import restore_rates
+from mnv2det.engine.resume import restore_optimizer
 from mnv2det.engine.shares import shares
 from mnv2det.errors import ConfigError
 from mnv2det.models.model import Model
@@ -26,10 +26,16 @@ class Learner:
     """A model on its device with everything that changes it.
 
     Args:
-        model: To be trained.
+        model: The model to train.
         config: The experiment.
         total: Steps of the whole run.
         group: Processes that learn together.
+
+    Attributes:
+        model: The model, on the device of ``group``.
+        average: Moving average of its weights; None where the config keeps none.
+        balance: Learned weights of the tasks; None where the config states them.
+        forward: The model, wrapped where several processes exchange gradients.
 
     Raises:
         ConfigError: A key asks for what this device cannot do.
@@ -50,7 +56,7 @@ class Learner:
         extra = list(self.balance.parameters()) if self.balance else []
         self.optimizer, self.schedule = build_optimizer(self.model, config.optim, total, extra)
         self.forward: nn.Module = self.model
-        self._before: list[Tensor] = []
+        self._buffers_before: list[Tensor] = []
         if group.world > 1:
             if train.sync_bn:
                 nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
@@ -63,20 +69,18 @@ class Learner:
         heads = self.model.heads.items()
         return TaskBalance(weights, {name: head.needs for name, head in heads}).to(self.group.device)  # type: ignore[misc]
 
-    def best(self) -> Model:
-        """The model to measure and keep: the average, where there is one."""
-        if self.average is None:
-            return self.model
-        averaged = self.average.module
-        assert isinstance(averaged, Model)
-        return averaged
+    def evaluated_model(self) -> Model:
+        """The model to measure and keep: the moving average, where there is one."""
+        model = self.model if self.average is None else self.average.module
+        assert isinstance(model, Model)
+        return model
 
     def gradients(self, batches: Sequence[Batch], seed: int) -> tuple[dict[str, Tensor], Tensor]:
-        """Gradients of the mean loss over several batches and all processes; changes no parameter.
+        """Computes the gradients of the mean loss over several batches and all processes; changes no parameter.
 
         Args:
-            batches: Of one step; the gradients are those of one batch of all their images.
-            seed: Of what is random in the step.
+            batches: The batches of one step; the gradients are those of one batch of all their images.
+            seed: Of the random numbers that the step draws, for dropout.
 
         Returns:
             This process's losses by name, and a bool scalar: whether they and the gradients are finite.
@@ -85,20 +89,19 @@ class Learner:
         torch.manual_seed(seed)
         if self.config.train.skip_nonfinite:
             # what batch norm learns from a step that is left out has to be taken back
-            self._before = [buffer.clone() for buffer in self.model.buffers()]
+            self._buffers_before = [buffer.clone() for buffer in self.model.buffers()]
         summed: dict[str, Tensor] = {}
         for number, weights in enumerate(shares(self.model, batches, self.group)):
             last = number == len(batches) - 1
             # processes exchange gradients once a step, however many batches it has
-            waiting = isinstance(self.forward, DistributedDataParallel) and not last
-            with self.forward.no_sync() if waiting else contextlib.nullcontext():  # type: ignore[operator]
+            exchange_later = isinstance(self.forward, DistributedDataParallel) and not last
+            with self.forward.no_sync() if exchange_later else contextlib.nullcontext():  # type: ignore[operator]
                 losses = self._losses(batches[number], weights)
                 self.scaler.scale(torch.stack(list(losses.values())).sum() / len(batches)).backward()
             for name, value in losses.items():
-                part = value.detach() / len(batches)
-                summed[name] = summed[name] + part if name in summed else part
+                summed[name] = summed.get(name, 0) + value.detach() / len(batches)
         if self.balance is not None:
-            # it is no part of the wrapped model
+            # no part of the wrapped model, which averages its own gradients
             self.group.average([parameter.grad for parameter in self.balance.parameters()])
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm or float("inf"))
@@ -119,13 +122,13 @@ class Learner:
         return losses
 
     def weights(self) -> Mapping[str, float | Tensor]:
-        """Each task's weight: learned or given."""
+        """Each task's weight, as learned or as the config states it."""
         if self.balance is not None:
             return self.balance.weights()
         return {name: task.weight for name, task in self.config.tasks.items()}
 
     def update(self) -> None:
-        """Changes the parameters by the gradients, and the average and the rate after them."""
+        """Changes the parameters by the gradients, then the moving average and the learning rate."""
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -135,9 +138,9 @@ class Learner:
         if self.average is not None:
             self.average.update_parameters(self.model)
 
-    def drop(self) -> None:
-        """Takes back what the step has changed instead of an `update`: batch norm's statistics."""
-        for buffer, before in zip(self.model.buffers(), self._before, strict=True):
+    def discard(self) -> None:
+        """Leaves out the step instead of an `update`; puts batch norm's statistics back as they were before it."""
+        for buffer, before in zip(self.model.buffers(), self._buffers_before, strict=True):
             buffer.copy_(before)
         if self.scaler.is_enabled():
             self.scaler.update()
@@ -165,7 +168,7 @@ class Learner:
             self.average.load_state_dict(state["average"])
         if self.balance is not None:
             self.balance.load_state_dict(state["balance"])
-        restore_rates(self.optimizer, self.schedule, state)
+        restore_optimizer(self.optimizer, self.schedule, state)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
 

@@ -1,15 +1,15 @@
-"""What a run says: metrics.jsonl, the progress bar, messages."""
+"""What a run reports: metrics.jsonl, the progress bar, messages."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from mnv2det.io import write_atomically
+from mnv2det.io import RunFolder, to_json, write_atomically
 
 
 class RunLog:
@@ -22,19 +22,18 @@ class RunLog:
         evaluated: On resume, the step of the latest evaluation that counts: lines of later ones are dropped.
     """
 
-    def __init__(self, folder: Path, *, active: bool, step: int = 0, evaluated: int = 0) -> None:
-        self.path, self.active = folder / "metrics.jsonl", active
+    def __init__(self, folder: str | os.PathLike[str], *, active: bool, step: int = 0, evaluated: int = 0) -> None:
+        self.path, self.active = RunFolder(folder).metrics, active
         if active and self.path.exists():
-            upto = {"eval": evaluated}
-            lines = self.path.read_text().splitlines() if step else []
-            kept = [line for line in lines if _step_of(line) <= upto.get(_kind_of(line), step)]
-            write_atomically(self.path, lambda file: file.write("".join(line + "\n" for line in kept).encode()))
+            lines = self.path.read_text(errors="replace").splitlines() if step else []
+            kept = "".join(f"{line}\n" for line in lines if _is_older(line, step, evaluated))
+            write_atomically(self.path, lambda file: file.write(kept.encode()))
 
     def write(self, **record: Any) -> None:
         """Appends one record."""
         if self.active:
             with self.path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(to_json(record) + "\n")
 
     def say(self, message: str) -> None:
         """Prints a line above the progress bar."""
@@ -42,8 +41,8 @@ class RunLog:
             tqdm.write(message, file=sys.stderr)
 
 
-def progress(total: int, start: int, *, active: bool) -> tqdm[Any]:
-    """The bar of a run: steps done, time left; seldom redrawn where nobody watches."""
+def progress_bar(total: int, start: int, *, active: bool) -> tqdm[Any]:
+    """Shows the steps done and the time left; redrawn every 20 seconds only where stderr is no terminal."""
     watched = sys.stderr.isatty()
     return tqdm(
         total=total,
@@ -56,15 +55,10 @@ def progress(total: int, start: int, *, active: bool) -> tqdm[Any]:
     )
 
 
-def _kind_of(line: str) -> str:
+def _is_older(line: str, step: int, evaluated: int) -> bool:
+    """Whether a line was written before the run was at these steps; a line that a kill has cut was not."""
     try:
-        return str(json.loads(line)["kind"])
+        record = json.loads(line)
+        return record["step"] <= (evaluated if record["kind"] == "eval" else step)
     except (ValueError, KeyError, TypeError):
-        return ""
-
-
-def _step_of(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return sys.maxsize  # a line cut by the kill
+        return False

@@ -49,7 +49,7 @@ def rmsprop(
 ) -> torch.optim.Optimizer:
     """RMSprop as the authors used it (paper, section 6.1: decay and momentum .9).
 
-    TensorFlow adds ``eps`` below the root, torch beside it; with 1.0 both hardly differ.
+    TensorFlow adds ``eps`` under the square root, torch after it; with 1.0 both hardly differ.
     """
     return torch.optim.RMSprop(groups, lr=lr, alpha=alpha, momentum=momentum, eps=eps, weight_decay=weight_decay)
 
@@ -95,12 +95,12 @@ def exponential(
 def build_optimizer(
     model: nn.Module, config: OptimConfig, steps: int, extra: Sequence[nn.Parameter] = ()
 ) -> tuple[torch.optim.Optimizer, LambdaLR]:
-    """The optimizer over four groups (backbone or head, decayed or not) and its schedule.
+    """The optimizer over four groups (backbone or heads, with or without weight decay) and its schedule.
 
     Args:
-        model: Has ``heads``; its frozen parameters are left out.
+        model: Has ``backbone`` and ``heads``; frozen parameters are left out.
         config: Rates and warm-up.
-        steps: Of the whole run.
+        steps: Number of steps of the whole run.
         extra: Further parameters, learned at the heads' rate without weight decay.
 
     Raises:
@@ -110,14 +110,14 @@ def build_optimizer(
     if not groups:
         raise ConfigError("model.freeze: no parameter is left to train")
     if extra:
-        groups.append({"params": list(extra), "factor": config.head_lr_factor, "bare": True})
+        groups.append({"params": list(extra), "factor": config.head_lr_factor, "no_decay": True})
     try:
         optimizer = OPTIMIZERS.build(config.optimizer.name, config.optimizer.args, groups, place="optim.optimizer")
     except ValueError as error:
         raise ConfigError(f"optim.optimizer: {error}") from None
     for group in optimizer.param_groups:
         group["lr"] *= group.pop("factor")
-        if group.pop("bare"):
+        if group.pop("no_decay"):
             group["weight_decay"] = 0.0
     warmup = config.warmup_steps
     after = SCHEDULES.build(config.schedule.name, config.schedule.args, max(steps - warmup, 1), place="optim.schedule")
@@ -132,14 +132,14 @@ def build_optimizer(
 
 def _groups(model: nn.Module, config: OptimConfig) -> Iterator[dict[str, Any]]:
     for scope, factor in (("backbone", 1.0), ("heads", config.head_lr_factor)):
-        for bare in (False, True):
-            chosen = [
+        for no_decay in (False, True):
+            parameters = [
                 parameter
                 for name, parameter in model.named_parameters()
                 if name.startswith(scope)
                 and parameter.requires_grad
-                # batch norm's scale and shift and biases are the vectors
-                and (parameter.ndim == 1 and not config.decay_norm_and_bias) == bare
+                # the vectors are biases, and batch norm's scales and shifts
+                and (parameter.ndim == 1 and not config.decay_norm_and_bias) == no_decay
             ]
-            if chosen:
-                yield {"params": chosen, "factor": factor, "bare": bare}
+            if parameters:
+                yield {"params": parameters, "factor": factor, "no_decay": no_decay}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnv2det.errors import ConfigError, DataError
-from mnv2det.evaluation.evaluator import Evaluator, Truth
+from mnv2det.evaluation.evaluator import Evaluator, Truth, mean_of_defined
 from mnv2det.registry import EVALUATORS
 from mnv2det.structures import IGNORE, Result, Segmentation
 
@@ -59,14 +59,13 @@ class MeanIoU(Evaluator):
             truth: ``mask`` (H, W) of integers, 0 ... K-1 or 255.
 
         Raises:
-            ConfigError: The head does not give masks.
+            ConfigError: The head does not return masks.
             DataError: The masks differ in size, or a value has no class.
         """
-        if not isinstance(result, Segmentation):
-            raise ConfigError(f"evaluator {type(self).__name__} needs masks, the head gives {type(result).__name__}")
+        segmentation = self.expect(result, Segmentation, "masks")
         if "mask" not in truth:
             return
-        predicted = _bytes(result.mask.detach().cpu().numpy(), f"image {image_id}: predicted mask")
+        predicted = _bytes(segmentation.mask.detach().cpu().numpy(), f"image {image_id}: predicted mask")
         annotated = _bytes(np.asarray(truth["mask"]), f"image {image_id}: annotated mask")
         if predicted.shape != annotated.shape or predicted.ndim != 2:
             raise DataError(
@@ -78,13 +77,10 @@ class MeanIoU(Evaluator):
         table = np.bincount(pairs.ravel(), minlength=VALUES**2).astype(np.int64, copy=False)
         filled = np.flatnonzero(table)
         rows, columns = np.divmod(filled, VALUES)
-        count = len(self.classes)
         kept = rows != IGNORE
-        for what, values in (("predicted", columns), ("annotated", rows[kept])):
-            wrong = values[values >= count]
-            if wrong.size:
-                raise DataError(f"image {image_id}: {what} mask has value {wrong[0]}, but there are {count} classes")
-        self.records[image_id] = Record(rows[kept] * count + columns[kept], table[filled[kept]])
+        self.check_labels(columns, f"image {image_id}: predicted mask has value")
+        self.check_labels(rows[kept], f"image {image_id}: annotated mask has value")
+        self.records[image_id] = Record(rows[kept] * len(self.classes) + columns[kept], table[filled[kept]])
 
     @property
     def confusion(self) -> NDArray[np.int64]:
@@ -104,7 +100,7 @@ class MeanIoU(Evaluator):
 
 
 def miou_metrics(confusion: NDArray[np.int64], *, classes: Sequence[str]) -> dict[str, float]:
-    """Figures of a confusion matrix.
+    """Metrics of a confusion matrix.
 
     A class that is predicted somewhere but nowhere annotated has IoU 0 and counts in the mean, as in
     the VOC development kit (VOCevalseg.m) and torchmetrics (macro). A class that is neither is -1 and
@@ -126,9 +122,9 @@ def miou_metrics(confusion: NDArray[np.int64], *, classes: Sequence[str]) -> dic
     overlap = np.divide(right, union, out=np.full(len(classes), -1.0), where=union > 0)
     recall = np.divide(right, annotated, out=np.full(len(classes), -1.0), where=annotated > 0)
     metrics = {
-        "mIoU": _mean(overlap),
+        "mIoU": mean_of_defined(overlap),
         "pixel_accuracy": float(right.sum() / total) if total else -1.0,
-        "mean_accuracy": _mean(recall),
+        "mean_accuracy": mean_of_defined(recall),
         "fw_IoU": float((annotated * overlap).sum() / total) if total else -1.0,
     }
     return metrics | {f"IoU/{name}": float(value) for name, value in zip(classes, overlap, strict=True)}
@@ -144,9 +140,3 @@ def _bytes(mask: NDArray[Any], what: str) -> NDArray[np.uint8]:
     if wrong.size:
         raise DataError(f"{what} has value {wrong[0]}, expected 0 to {VALUES - 1}")
     return mask.astype(np.uint8)
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    """Mean over what is defined, -1 if nothing is."""
-    defined = values[values >= 0]
-    return float(defined.mean()) if defined.size else -1.0

@@ -8,8 +8,9 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from mnv2det.errors import ConfigError, near
-from mnv2det.evaluation.coco import BoxEvaluator, Found, Truths
+from mnv2det.errors import ConfigError
+from mnv2det.evaluation.boxes import AnnotatedBoxes, BoxEvaluator, DetectedBoxes
+from mnv2det.evaluation.evaluator import check_choice, mean_of_defined
 from mnv2det.ranges import PositiveShare
 from mnv2det.registry import EVALUATORS
 
@@ -40,23 +41,28 @@ class VocAP(BoxEvaluator):
 
     def compute(self) -> dict[str, float]:
         """The metrics of all records; see `voc_metrics`."""
-        truths, found = self.tables()
-        return voc_metrics(truths, found, classes=self.classes, style=self.style, iou=self.iou)
+        return voc_metrics(*self.tables(), classes=self.classes, style=self.style, iou=self.iou)
 
 
 def voc_metrics(
-    truths: Truths, found: Found, *, classes: Sequence[str], style: Style = "area", iou: float = 0.5
+    annotated: AnnotatedBoxes,
+    detected: DetectedBoxes,
+    *,
+    classes: Sequence[str],
+    style: Style = "area",
+    iou: float = 0.5,
 ) -> dict[str, float]:
     """Average precision per class and its mean.
 
-    As in the development kit, a box is held against the truth of its class that it overlaps most,
-    difficult or not, taken or not: a difficult one makes it count neither way, a taken one makes it
-    a miss. Difficult truths are not objects to be found. Boxes are continuous: the kit's
-    ``x2 - x1 + 1`` on 1-based inclusive pixels is ``x2 - x1`` once ``x1`` became ``xmin - 1``.
+    As in the development kit, a box is compared with the annotation of its class that it overlaps
+    most, whether that is difficult or not and taken or not. A difficult one makes the box count
+    neither way, a taken one makes it a miss. Difficult annotations are not objects to be found. Boxes
+    are continuous: the kit's ``x2 - x1 + 1`` on 1-based inclusive pixels is ``x2 - x1`` once ``x1``
+    became ``xmin - 1``.
 
     Args:
-        truths: Annotated boxes; ``ignore`` is VOC's difficult.
-        found: Detected boxes; among equal scores the earlier row comes first.
+        annotated: Annotated boxes; ``ignore`` is VOC's difficult.
+        detected: Detected boxes; among equal scores the earlier row comes first.
         classes: Names of labels 0 ... K-1.
         style: ``area`` or ``11point``.
         iou: Least overlap.
@@ -69,18 +75,18 @@ def voc_metrics(
         ConfigError: A setting is wrong.
     """
     _check_settings(style, iou)
-    found = found.pick(np.argsort(-found.score, kind="stable"))
-    outcome = _outcomes(truths, found, iou)
-    objects = np.bincount(truths.label[~truths.ignore], minlength=len(classes)).tolist()
+    detected = detected.pick(np.argsort(-detected.score, kind="stable"))
+    outcome = _outcomes(annotated, detected, iou)
+    objects = np.bincount(annotated.label[~annotated.ignore], minlength=len(classes)).tolist()
     values = [-1.0] * len(classes)
     for label, count in enumerate(objects):
         if count:
-            counted = outcome[(found.label == label) & (outcome != NEITHER)]
+            counted = outcome[(detected.label == label) & (outcome != NEITHER)]
             values[label] = _average_precision(counted == HIT, count, style)
-    defined = [value for value in values if value >= 0]
     main = metric_name(iou)
-    metrics = {main: float(np.mean(defined)) if defined else -1.0}
-    return metrics | {f"{main}/{name}": value for name, value in zip(classes, values, strict=True)}
+    return {main: mean_of_defined(values)} | {
+        f"{main}/{name}": value for name, value in zip(classes, values, strict=True)
+    }
 
 
 def metric_name(iou: float) -> str:
@@ -89,58 +95,54 @@ def metric_name(iou: float) -> str:
 
 
 def _check_settings(style: str, iou: float) -> None:
-    known = get_args(Style)
-    if style not in known:
-        raise ConfigError(f"voc_ap: no style '{style}'{near(style, known)}")
+    check_choice(style, get_args(Style), "voc_ap: no style")
     if not 0 < iou <= 1:
         raise ConfigError(f"voc_ap: iou must be above 0 and at most 1, got {iou}")
 
 
-def _outcomes(truths: Truths, found: Found, iou: float) -> NDArray[np.int8]:
+def _outcomes(annotated: AnnotatedBoxes, detected: DetectedBoxes, iou: float) -> NDArray[np.int8]:
     """HIT, MISS or NEITHER for each detection; these come sorted, best score first."""
-    blocks = [_best_truths(truths, found.pick(rows)) for rows in _blocks(len(found.score))]
-    overlap, truth = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    count = len(detected.score)
+    blocks = np.array_split(np.arange(count), max(1, -(-count // BLOCK)))
+    matches = [_best_matches(annotated, detected.pick(rows)) for rows in blocks]
+    overlap, match = (np.concatenate(columns) for columns in zip(*matches, strict=True))
     outcome = np.full(len(overlap), MISS, np.int8)
     reached = np.flatnonzero(overlap >= iou)
-    difficult = truths.ignore[truth[reached]]
+    difficult = annotated.ignore[match[reached]]
     outcome[reached[difficult]] = NEITHER
     claims = reached[~difficult]
-    _, first = np.unique(truth[claims], return_index=True)
+    _, first = np.unique(match[claims], return_index=True)
     outcome[claims[first]] = HIT
     return outcome
 
 
-def _blocks(count: int) -> list[NDArray[np.int64]]:
-    return np.array_split(np.arange(count), max(1, -(-count // BLOCK)))
-
-
-def _best_truths(truths: Truths, found: Found) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The truth of the same image and class that each detection overlaps most.
+def _best_matches(annotated: AnnotatedBoxes, detected: DetectedBoxes) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The annotation of the same image and class that each detection overlaps most.
 
     Returns:
-        IoU float64 (N,), -1 where there is no such truth; row of the truth int64 (N,), the first of
+        IoU float64 (N,), -1 where there is no such annotation; its row int64 (N,), the first of
         several that overlap the same, -1 where there is none.
     """
-    best = np.full(len(found.score), -1.0)
-    chosen = np.full(len(found.score), -1, np.int64)
+    best = np.full(len(detected.score), -1.0)
+    match = np.full(len(detected.score), -1, np.int64)
     # Sorted by image and class, the candidates of one detection are neighbours.
-    labels = 1 + max(truths.label.max(initial=0), found.label.max(initial=0))
-    keys = truths.image * labels + truths.label
+    labels = 1 + max(annotated.label.max(initial=0), detected.label.max(initial=0))
+    keys = annotated.image * labels + annotated.label
     order = np.argsort(keys, kind="stable")
-    wanted = found.image * labels + found.label
+    wanted = detected.image * labels + detected.label
     first, end = (np.searchsorted(keys[order], wanted, side) for side in ("left", "right"))
     rows = np.flatnonzero(end > first)
     if not rows.size:
-        return best, chosen
+        return best, match
     # All pairs in one list, detection after detection; start = where each one's pairs begin.
     count = (end - first)[rows]
     start = np.cumsum(count) - count
     candidate = order[np.arange(count.sum()) - np.repeat(start - first[rows], count)]
-    overlap = _iou(found.boxes[np.repeat(rows, count)], truths.boxes[candidate])
+    overlap = _iou(detected.boxes[np.repeat(rows, count)], annotated.boxes[candidate])
     best[rows] = np.maximum.reduceat(overlap, start)
     at_best = np.flatnonzero(overlap == np.repeat(best[rows], count))
-    chosen[rows] = candidate[at_best[np.searchsorted(at_best, start)]]
-    return best, chosen
+    match[rows] = candidate[at_best[np.searchsorted(at_best, start)]]
+    return best, match
 
 
 def _iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -162,9 +164,9 @@ def _average_precision(hits: NDArray[np.bool_], objects: int, style: Style) -> f
         objects: How many there are to find, at least 1.
         style: ``area`` or ``11point``.
     """
-    found = np.cumsum(hits)
-    recall = found / objects
-    envelope = np.maximum.accumulate((found / np.arange(1, len(hits) + 1))[::-1])[::-1]
+    counts = np.cumsum(hits)
+    recall = counts / objects
+    envelope = np.maximum.accumulate((counts / np.arange(1, len(hits) + 1))[::-1])[::-1]
     if style == "area":
         return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
     # Recalls are compared as floats, 3/10 falling short of .1 * 3: so do the kit and its ports.

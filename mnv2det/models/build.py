@@ -10,6 +10,7 @@ from typing import Any
 
 from mnv2det.config import ModelConfig, TaskConfig
 from mnv2det.errors import ConfigError, WeightsError
+from mnv2det.io import RunFolder
 from mnv2det.models.loading import head_source, load_into, open_weights
 from mnv2det.models.model import Model
 from mnv2det.models.weight_file import Header, plain, read_weights
@@ -23,12 +24,12 @@ def weights_of(source: str | os.PathLike[str]) -> Path:
     Raises:
         WeightsError: The folder has none yet.
     """
-    path = Path(source)
-    if not path.is_dir():
-        return path
-    if not (path / "best.safetensors").is_file():
-        raise WeightsError(f"{source}: no best.safetensors in this folder; has the run been evaluated yet?")
-    return path / "best.safetensors"
+    if not os.path.isdir(source):
+        return Path(source)
+    best = RunFolder(source).best
+    if not best.is_file():
+        raise WeightsError(f"{source}: no {best.name} in this folder; has the run been evaluated yet?")
+    return best
 
 
 def assemble(

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from torch.testing import assert_close
 from mnv2det.config import BadData
 from mnv2det.data.dataset import Arrays, Dataset
 from mnv2det.data.fit import resize
-from mnv2det.data.loader import ResumableSampler, eval_loader, stack, train_loader
+from mnv2det.data.loader import ResumableSampler, eval_loader, picture_loader, stack, train_loader
 from mnv2det.data.shapes import Shapes
 from mnv2det.data.transforms import none, ssd
 from mnv2det.errors import DataError
@@ -192,6 +193,17 @@ def test_evaluation_is_shared_between_processes():
     ]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_come_one_by_one_as_they_are_on_disk(workers: int):
+    batches = list(picture_loader(Numbered(broken=(1,)), workers=workers, bad_data=BadData.skip))
+    assert [batch.image_ids for batch in batches] == [[f"image{n}"] if n != 1 else [] for n in range(10)]
+    assert batches[1].skipped == ["/data/1.jpg: truncated JPEG"]
+    assert batches[7].images.shape == (1, 3, 20, 40)
+    assert (batches[7].images == 7).all()
+    assert batches[7].frames == [Frame((20, 40), (20, 40))]
+    assert batches[7].truths[0]["boxes"].tolist() == [[0, 0, 20, 10]]
+
+
 # broken images
 
 
@@ -261,6 +273,20 @@ def test_workers_use_one_thread_each(tmp_path: Path):
     found = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert set(found.values()) == {"1"}
     assert str(os.getpid()) not in found
+
+
+def test_workers_run_where_there_are_no_process_groups(monkeypatch: pytest.MonkeyPatch):
+    """As on Windows."""
+    monkeypatch.delattr(os, "setpgrp")
+    batches = list(eval_loader(Numbered(), INPUT, batch_size=4, workers=1, bad_data=BadData.stop))
+    assert [len(batch.image_ids) for batch in batches] == [4, 4, 2]
+
+
+def test_a_daemonic_process_loads_without_workers(monkeypatch: pytest.MonkeyPatch):
+    """As a row of bench, which may not start processes."""
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    batches = list(eval_loader(Numbered(), INPUT, batch_size=4, workers=2, bad_data=BadData.stop))
+    assert [len(batch.image_ids) for batch in batches] == [4, 4, 2]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks workers on Linux only")

@@ -21,8 +21,8 @@ from tiny import TINY, wait_for
 from mnv2det.cli import main
 from mnv2det.config import Config, load_config
 from mnv2det.engine import interrupt
-from mnv2det.engine.checkpoint import load_checkpoint, load_newest, save_checkpoint, sweep
-from mnv2det.engine.failures import Ended, explained
+from mnv2det.engine.checkpoint import load_checkpoint, load_newest, remove_leftovers, save_checkpoint
+from mnv2det.engine.failures import PeerFailed, explain
 from mnv2det.engine.interrupt import stop_requests
 from mnv2det.engine.resume import resume_config
 from mnv2det.engine.trainer import train
@@ -89,11 +89,17 @@ def test_keeping_fewer_removes_the_others(tmp_path: Path):
     assert [load_checkpoint(tmp_path / name)["n"] for name in ("last.pt", "last.1.pt")] == [4, 3]
 
 
-def test_keeping_one_works_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("refused_by", ["file system", "operating system"])
+def test_older_checkpoints_are_kept_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused_by: str
+):
     def refuse(*_: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(os, "link", refuse)
+    if refused_by == "file system":
+        monkeypatch.setattr(os, "link", refuse)
+    else:
+        monkeypatch.delattr(os, "link")
     for step in range(3):
         save_checkpoint(tmp_path / "last.pt", {"n": step}, keep=2)
     assert [load_checkpoint(tmp_path / name)["n"] for name in ("last.pt", "last.1.pt")] == [2, 1]
@@ -166,7 +172,7 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path):
     kept = ("last.pt", "best.safetensors", ".notes", "mine.txt")
     for name in kept:
         (tmp_path / name).write_bytes(b"whole")
-    sweep(tmp_path)
+    remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == set(kept)
 
 
@@ -340,16 +346,16 @@ def test_a_run_folder_that_vanishes_is_one_line(root: Path, tmp_path: Path, monk
         (MemoryError(), "out of memory at step 3"),
     ],
 )
-def test_failures_are_explained(error: RuntimeError, words: str):
-    told = explained(error, "at step 3", "r/last.pt holds step 2")
+def test_failures_are_explain(error: RuntimeError, words: str):
+    told = explain(error, "at step 3", "r/last.pt holds step 2")
     assert words in str(told)
     assert "r/last.pt holds step 2" in str(told).replace("R/", "r/")
     assert told.exit_code == 1
 
 
 def test_a_mistake_of_the_program_is_not_explained_away():
-    assert explained(RuntimeError("shape '[2]' is invalid"), "at step 1", "nothing") is None
-    assert not isinstance(explained(OSError(errno.EIO, "x"), "at step 1", "nothing"), Ended)
+    assert explain(RuntimeError("shape '[2]' is invalid"), "at step 1", "nothing") is None
+    assert not isinstance(explain(OSError(errno.EIO, "x"), "at step 1", "nothing"), PeerFailed)
 
 
 # signals

@@ -140,14 +140,6 @@ def test_non_finite_loss_names_step_and_images(tiny: Config, tmp_path: Path):
         train(tiny, tmp_path / "run")
 
 
-def test_accumulation_sees_the_same_images_as_a_larger_batch(tiny: Config, tmp_path: Path):
-    tiny.train.accumulate, tiny.train.steps, tiny.data.batch_size = 2, 3, 2
-    summary = train(tiny, tmp_path / "run")
-    assert summary["steps"] == 3
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert sum('"kind": "train"' in line for line in lines) == 3
-
-
 def test_broken_data_stops_or_is_counted(tmp_path: Path, tiny: Config, root: Path):
     from test_cli import make_voc  # a small real folder with one truncated JPEG
 
@@ -190,9 +182,9 @@ def test_resume_refuses_a_changed_config_key_by_key(tmp_path: Path, undisturbed:
         train(load_config(tmp_path / "run" / "config.yaml"), tmp_path / "run", resume=True)
 
 
-def test_a_figure_that_does_not_exist_is_refused_before_training(tmp_path: Path, tiny: Config):
+def test_a_metric_that_does_not_exist_is_refused_before_training(tmp_path: Path, tiny: Config):
     tiny.train.best = "det/APsmall"
-    with pytest.raises(ConfigError, match=r"train\.best: no figure 'det/APsmall'; did you mean 'det/AP_small'\?"):
+    with pytest.raises(ConfigError, match=r"train\.best: no metric 'det/APsmall'; did you mean 'det/AP_small'\?"):
         train(tiny, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

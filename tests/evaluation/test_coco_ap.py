@@ -118,7 +118,7 @@ def oracle(images: Images, classes: int = len(CLASSES), max_detections: tuple[in
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("seed", range(8))
-def test_the_twelve_figures_are_pycocotools(seed: int, backend: Backend) -> None:
+def test_the_twelve_metrics_are_those_of_pycocotools(seed: int, backend: Backend) -> None:
     images = random_images(seed)
     metrics = evaluate(images, backend=backend)
     assert list(metrics)[:12] == NAMES
@@ -127,7 +127,7 @@ def test_the_twelve_figures_are_pycocotools(seed: int, backend: Backend) -> None
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_class_figures_average_to_the_main_one(backend: Backend) -> None:
+def test_metrics_of_classes_average_to_the_main_one(backend: Backend) -> None:
     metrics = evaluate(random_images(3), backend=backend)
     each = [metrics[f"AP/{name}"] for name in CLASSES]
     assert each[3] == -1  # no fox was annotated
@@ -141,7 +141,7 @@ def test_class_figures_average_to_the_main_one(backend: Backend) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_torchmetrics_agrees() -> None:
+def test_metrics_are_those_of_torchmetrics() -> None:
     detection = pytest.importorskip("torchmetrics.detection")
     images = random_images(5, whole=True)
     metric = detection.MeanAveragePrecision(
@@ -165,13 +165,13 @@ def test_torchmetrics_agrees() -> None:
         )
     theirs, ours = metric.compute(), evaluate(images)
     pairs = {"map": "AP", "map_50": "AP50", "map_75": "AP75", "map_small": "AP_small", "mar_100": "AR100"}
-    for name, figure in pairs.items():
-        assert float(theirs[name]) == pytest.approx(ours[figure], abs=1e-6)
+    for name, ours_name in pairs.items():
+        assert float(theirs[name]) == pytest.approx(ours[ours_name], abs=1e-6)
     assert theirs["map_per_class"].tolist() == pytest.approx([ours[f"AP/{name}"] for name in CLASSES[:3]], abs=1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_hand_counted(backend: Backend) -> None:
+def test_metrics_counted_by_hand(backend: Backend) -> None:
     # One of two cats found, with IoU .8: precision 1 up to recall .5, at 7 of the 10 thresholds.
     images = {1: image([(0, 0, 0, 100, 100), (0, 200, 200, 300, 300)], [(0.9, 0, 0, 0, 80, 100)])}
     metrics = evaluate(images, backend=backend)
@@ -238,7 +238,7 @@ def test_ids_may_be_strings() -> None:
 def test_max_detections(backend: Backend) -> None:
     images = random_images(6)
     metrics = evaluate(images, backend=backend, max_detections=(2, 4, 5))
-    # pycocotools' own summary takes 100 for granted in its first figure
+    # pycocotools' own summary takes 100 for granted in its first metric
     assert list(metrics.values())[1:12] == pytest.approx(oracle(images, max_detections=(2, 4, 5))[1:], abs=1e-12)
     assert list(metrics)[6:9] == ["AR2", "AR4", "AR5"]
 
@@ -273,7 +273,7 @@ def test_area_and_ignore_have_defaults() -> None:
     assert evaluate({1: (bare, images[1][1])}) == evaluate(images)
 
 
-def test_what_goes_wrong_is_said() -> None:
+def test_each_mistake_is_named() -> None:
     evaluator = CocoAP(classes=CLASSES)
     target, found = image([(0, 0, 0, 50, 50)], [(0.9, 0, 0, 0, 50, 50)])
     with pytest.raises(ConfigError, match="CocoAP needs detections, the head gives Scores"):

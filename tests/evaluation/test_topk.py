@@ -52,13 +52,13 @@ def test_images_without_a_class_are_left_out_and_of_none_nothing_is_known():
 
 def test_what_is_not_a_class_is_refused():
     found = TopK(classes=NAMES)
-    with pytest.raises(DataError, match="image 3: class 8 of 8"):
+    with pytest.raises(DataError, match="image 3: annotated label 8, but there are 8 classes"):
         found.update(3, Scores(torch.rand(8)), {"label": np.array(8)})
     with pytest.raises(ConfigError, match="needs classes of pictures, the head gives Segmentation"):
         found.update(3, Segmentation(torch.zeros(1, 1, dtype=torch.uint8)), {"label": np.array(0)})
 
 
-def test_of_many_classes_only_the_means_are_told():
+def test_of_many_classes_only_the_means_are_reported():
     found = TopK(classes=[str(number) for number in range(1000)])
     found.update(0, Scores(torch.eye(1000)[7]), {"label": np.array(7)})
     assert found.compute() == {"top1": 1.0, "top5": 1.0, "mean_class": 1.0}

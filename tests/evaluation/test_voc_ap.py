@@ -213,7 +213,7 @@ def test_order_of_images_and_kind_of_ids_do_not_matter() -> None:
     assert evaluate({int(key): pair for key, pair in reversed(images.items())}) == expected
 
 
-def test_the_main_figure_goes_by_the_overlap() -> None:
+def test_the_main_metric_is_named_after_the_overlap() -> None:
     for iou, name in ((0.5, "AP50"), (0.3, "AP30"), (0.75, "AP75"), (1, "AP100")):
         evaluator = VocAP(classes=CLASSES, iou=iou)
         assert evaluator.main == name
