@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from ncnn_writer import EXTRAS, LOWEST, RELU6, Layers, Storage, load_detector, random_detector, write_detector
 from torch import Tensor
 
+from mnv2det.convert.ncnn.convert import convert_ncnn
 from mnv2det.convert.ncnn.layers import parse_param, read_bin
-from mnv2det.convert.ncnn.ssdlite import convert_ncnn
 from mnv2det.convert.reestimate import reestimate
 from mnv2det.errors import WeightsError
 from mnv2det.models.build import from_file
