@@ -40,7 +40,7 @@ def describe_convolution(
     channels: tuple[int, int],
     activation: str,
 ) -> str:
-    """A convolution in words. A dilation of 1, and SAME or VALID padding of a 1x1, change nothing and are not stated."""
+    """A convolution in words. A dilation of 1, and SAME or VALID padding of a 1x1, change nothing and go unsaid."""
     words = [kind, "x".join(map(str, kernel)), "stride", "x".join(map(str, sorted(set(stride))))]
     words += [f"dilation {'x'.join(map(str, sorted(set(dilation))))}"] if set(dilation) != {1} else []
     words += [padding] if set(kernel) != {1} or padding not in ("", "SAME", "VALID") else []

@@ -8,7 +8,7 @@ from itertools import chain, product
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mnv2det.convert.graph import Graph, Operator
 from mnv2det.convert.matching import NORM_EPS, GraphMatcher, candidate_widths, first_match, weight_and_bias
@@ -16,7 +16,7 @@ from mnv2det.convert.ncnn.layers import REST
 from mnv2det.convert.network import ImportedNetwork
 from mnv2det.convert.operators import describe_linear
 from mnv2det.errors import WeightsError
-from mnv2det.models.layers import Padding
+from mnv2det.models.layers import ConvNorm, Padding
 from mnv2det.models.mobilenet_v2 import MobileNetV2
 from mnv2det.models.ssdlite import SSDLite
 from mnv2det.ops.anchors import Shape, level_shapes
@@ -76,8 +76,8 @@ def _match(graph: Graph, where: str, width: float, padding: Padding) -> Imported
         )
     levels = [matcher.features[tap] for tap in TAPS]
     for number, extra in enumerate(head.extras):
-        assert isinstance(extra, nn.Sequential)
-        for index, layer in enumerate(extra):
+        for index, layer in enumerate(extra.children()):
+            assert isinstance(layer, ConvNorm)
             tensors |= matcher.match_layer(layer, f"heads.det.extras.{number}.{index}")
         levels.append(matcher.current)
     shapes, outputs = [], []
