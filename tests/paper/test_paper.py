@@ -279,7 +279,7 @@ def test_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_the_plot_of_ablations(tmp_path: Path):
     pytest.importorskip("matplotlib")
     curves = {"linear": [{10: 0.2, 20: 0.4}, {10: 0.3, 20: 0.5}], "ReLU6": [{10: 0.1, 20: 0.3}]}
-    draw_ablations(tmp_path / "6.png", {"bottleneck": curves, "again": curves}, figure="top-1")
+    draw_ablations(tmp_path / "6.png", {"bottleneck": curves, "again": curves}, metric="top-1")
     assert (tmp_path / "6.png").stat().st_size > 10_000
 
 

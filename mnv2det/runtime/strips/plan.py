@@ -350,7 +350,7 @@ def _strip_cost(
 
 
 def _computed_rows(window: Window, rows: Rows, count: int, width: int) -> int:
-    """Rows that a convolution computes for ``count`` rows; more where it pads both sides alike but only one needs it."""
+    """Rows that a convolution computes for ``count`` rows; more where both sides are padded but one needs it."""
     if window.stride > 1 or needs_copy(window, rows, width):
         return count
     return count + 2 * max(rows.above, rows.below) - rows.above - rows.below
