@@ -123,7 +123,7 @@ def import_weights(
     tensors, header = kind.convert(source, None if labels is None else os.fspath(labels))
     if images and header.trainable:
         raise WeightsError(
-            f"{source}: as {kind.name} its batch norm is not folded; images serve to re-estimate that of TFLite and"
+            f"{source}: {kind.name}, whose batch norm is not folded; images serve to re-estimate that of TFLite and"
             " ncnn files"
         )
     used, difference = 0, None

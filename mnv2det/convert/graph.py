@@ -87,6 +87,7 @@ class Graph:
         operators: In execution order.
         inputs: The tensors that the network takes.
         outputs: The tensors that the network yields.
+        format: What kind of file it was read from, for messages: ``a TFLite file``.
         source: Name of the file.
         sha256: Checksum of the file.
         parts: Further files that the network was read from, with their sha256.
@@ -95,6 +96,7 @@ class Graph:
     operators: list[Operator]
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    format: str
     source: str
     sha256: str
     parts: dict[str, str] = field(default_factory=dict)

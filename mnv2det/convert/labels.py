@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from mnv2det.errors import WeightsError
 
 BACKGROUND = "background"  # class 0 of the releases with 1001 classes
+
+
+def default_names(count: int, known: Sequence[str] = ()) -> list[str]:
+    """The names of a known data set if it has as many classes, else numbers."""
+    return list(known) if count == len(known) else [str(number) for number in range(count)]
 
 
 def read_labels(path: str | os.PathLike[str], count: int, *, private_background: bool = False) -> list[str]:

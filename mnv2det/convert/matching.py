@@ -56,7 +56,7 @@ class GraphMatcher:
     """
 
     def __init__(self, graph: Graph, *, where: str, network: str = "MobileNetV2") -> None:
-        self.error_prefix = f"{where}: not a {network}:"
+        self.error_prefix = f"{where}: {graph.format}, but not a {network}:"
         if len(graph.inputs) != 1 or len(graph.outputs) != 1:
             counts = f"{len(graph.inputs)} inputs and {len(graph.outputs)} outputs"
             raise WeightsError(f"{self.error_prefix} {counts}, expected one of each")

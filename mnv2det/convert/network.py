@@ -99,7 +99,9 @@ def _input_size(graph: Graph, where: str, network: str) -> tuple[int, int]:
     info = graph.inputs[0] if graph.inputs else None
     if info is None or len(info.shape) != 4 or info.shape[3] != 3 or not all(32 <= n <= 1024 for n in info.shape[1:3]):
         actual = "none" if info is None else list(info.shape)
-        raise WeightsError(f"{where}: not a {network}: its input is {actual}, expected [1, height, width, 3]")
+        raise WeightsError(
+            f"{where}: {graph.format}, but not a {network}: its input is {actual}, expected [1, height, width, 3]"
+        )
     low, high = _input_range(info)
     if not (abs(low + 1) < 0.02 and abs(high - 1) < 0.02):  # also true of a NaN
         raise WeightsError(f"{where}: its input ranges from {low:.3g} to {high:.3g}, expected -1 to 1")

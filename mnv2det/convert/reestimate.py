@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +65,10 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor], *, header: Header | 
     norms = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d)}
     statistics = {name: ChannelStatistics() for name in norms}
     modes = {module: module.training for module in model.modules()}
-    hooks = [layer.register_forward_pre_hook(_collector(statistics[name])) for name, layer in norms.items()]
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs, measured=statistics[name]: measured.add(inputs[0]))
+        for name, layer in norms.items()
+    ]
     blocks = [module for module in model.modules() if isinstance(module, ConvNorm)]
     images = 0
     try:
@@ -95,15 +97,6 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor], *, header: Header | 
     if header is not None:
         header.trainable = True
     return images
-
-
-def _collector(statistics: ChannelStatistics) -> Callable[[nn.Module, Any], None]:
-    """A forward pre-hook that adds a layer's input."""
-
-    def collect(_: nn.Module, inputs: Any) -> None:
-        statistics.add(inputs[0])
-
-    return collect
 
 
 def _set_statistics(norm: nn.BatchNorm2d, statistics: ChannelStatistics) -> None:

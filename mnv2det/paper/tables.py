@@ -254,14 +254,8 @@ def table_7() -> Iterator[Table]:
 
 
 TABLES: dict[str, Callable[[], Iterator[Table]]] = {
-    "2": table_2,
-    "3": table_3,
-    "4": table_4,
-    "5": table_5,
-    "5.1": section_5_1,
-    "6": table_6,
-    "7": table_7,
-}
+    "2": table_2, "3": table_3, "4": table_4, "5": table_5, "5.1": section_5_1, "6": table_6, "7": table_7,
+}  # fmt: skip
 
 
 def choose(keys: Sequence[str]) -> list[str]:

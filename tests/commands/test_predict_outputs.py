@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnv2det.commands.predict.outputs import ImageInfo, Outputs, choose_formats, coco_results, voc_xml
+from mnv2det.commands.predict.outputs import ImageInfo, Outputs, choose_formats, coco_results
+from mnv2det.commands.predict.voc_xml import voc_xml
 from mnv2det.config import BadData
 from mnv2det.data.formats.voc import VOC
 from mnv2det.errors import ConfigError
@@ -209,7 +210,7 @@ def read_back(folder: Path, xml: bytes, size: tuple[int, int]) -> tuple[Any, lis
 
 def test_voc_xml_is_what_our_data_set_reads(tmp_path: Path) -> None:
     boxes = [(0, 0, 60, 40), (9, 19, 21, 30), (3.4, 4.6, 10.4, 10.6)]
-    xml = voc_xml(ImageInfo("dir/a & b\x02.png", "a"), (40, 60), [(found(*boxes), NAMES)])
+    xml = voc_xml("dir/a & b\x02.png", (40, 60), [(found(*boxes), NAMES)])
     assert b"<xmin>10</xmin><ymin>20</ymin><xmax>21</xmax><ymax>30</ymax>" in xml
     assert b"<filename>a &amp; b?.png</filename>" in xml
     read, names = read_back(tmp_path, xml, (40, 60))
@@ -224,7 +225,7 @@ def test_any_box_survives_the_way_through_xml(
 ) -> None:
     x1, x2 = sorted((ends[0] * width, ends[1] * width))
     y1, y2 = sorted((ends[2] * height, ends[3] * height))
-    xml = voc_xml(ImageInfo("a", "a"), (height, width), [(found((x1, y1, x2, y2)), NAMES)])
+    xml = voc_xml("a", (height, width), [(found((x1, y1, x2, y2)), NAMES)])
     read, _ = read_back(tmp_path_factory.mktemp("voc"), xml, (height, width))
     # rounded to pixels; a sliver is made two wide
     np.testing.assert_allclose(read, [(x1, y1, x2, y2)], atol=2.01)
@@ -236,11 +237,11 @@ def test_any_box_survives_the_way_through_xml(
 
 
 def test_a_picture_of_one_pixel_has_a_box_of_one(tmp_path: Path) -> None:
-    xml = voc_xml(ImageInfo("a", "a"), (1, 1), [(found((0, 0, 1, 1)), NAMES)])
+    xml = voc_xml("a", (1, 1), [(found((0, 0, 1, 1)), NAMES)])
     assert b"<xmin>1</xmin><ymin>1</ymin><xmax>1</xmax><ymax>1</ymax>" in xml
 
 
 def test_a_picture_without_boxes_is_an_annotation_without_objects(tmp_path: Path) -> None:
-    xml = voc_xml(ImageInfo("a", "a"), (40, 60), [(found(), NAMES)])
+    xml = voc_xml("a", (40, 60), [(found(), NAMES)])
     assert b"<object>" not in xml
     assert b"<size><width>60</width><height>40</height><depth>3</depth></size>" in xml

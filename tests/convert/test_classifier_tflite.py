@@ -63,7 +63,7 @@ def refusal(data: bytes, folder: Path) -> str:
         convert_tflite(folder / "other.tflite")
     text = str(caught.value)
     assert "\n" not in text
-    assert "other.tflite: not a MobileNetV2" in text
+    assert "other.tflite: a TFLite file, but not a MobileNetV2" in text
     return text
 
 

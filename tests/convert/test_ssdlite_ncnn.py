@@ -41,7 +41,7 @@ def refusal(path: Path) -> str:
         convert_ncnn(path)
     text = str(caught.value)
     assert "\n" not in text
-    assert f"{path.name}: not a MobileNetV2 SSDLite:" in text
+    assert f"{path.name}: an ncnn file, but not a MobileNetV2 SSDLite:" in text
     return text
 
 

@@ -28,7 +28,8 @@ from mnv2det.paper.memory import blocks
 from mnv2det.runtime.backends import TorchBackend
 from mnv2det.runtime.predictor import Predictor
 from mnv2det.runtime.strips.backbone import StripBackbone, memory_efficient
-from mnv2det.runtime.strips.plan import Plan, Window
+from mnv2det.runtime.strips.plan import Plan
+from mnv2det.runtime.strips.rows import Window
 from mnv2det.structures import Preprocess
 from mnv2det.testing import peak_memory
 

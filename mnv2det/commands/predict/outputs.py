@@ -6,7 +6,6 @@ import contextlib
 import csv
 import io
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -14,11 +13,11 @@ from itertools import chain, count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
-from xml.sax.saxutils import escape
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mnv2det.commands.predict.voc_xml import voc_xml
 from mnv2det.errors import ConfigError, near
 from mnv2det.io import write_atomically
 from mnv2det.report.draw import draw_detections, draw_mask, encode_mask
@@ -34,7 +33,6 @@ FORMATS = {
 }
 RESULTS = {"labels": "boxes", "mask": "masks", "label": "classes of pictures"}
 COLUMNS = ("file", "frame", "class", "score", "x1", "y1", "x2", "y2")
-NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 BEST = 5  # classes that are written for a picture
 
 
@@ -179,7 +177,7 @@ class Outputs:
                 if info.frame is None:
                     self.best_classes[info.file] = entry["classes"]
         if "voc" in formats:
-            write(self.folder / "voc" / f"{info.stem}.xml", voc_xml(info, (height, width), boxes))
+            write(self.folder / "voc" / f"{info.stem}.xml", voc_xml(info.file, (height, width), boxes))
         _append(self._images, [json.dumps(entry)])
         return image
 
@@ -239,51 +237,9 @@ def coco_results(detections: Detections, image_id: int | str, category_ids: Sequ
         }
 
 
-def voc_xml(info: ImageInfo, size: tuple[int, int], results: Sequence[tuple[Detections, Sequence[str]]]) -> bytes:
-    """Detections as an annotation file that PASCAL VOC's tools and our data set ``voc`` read, with a ``score`` per box.
-
-    VOC counts whole pixels from 1 and includes the last. Boxes are rounded to them and made at least two pixels wide
-    where the picture has room, because readers take ``xmin = xmax`` for a mistake.
-
-    Args:
-        info: Names the picture's file; characters that xml cannot hold become question marks.
-        size: (H, W) of the picture.
-        results: Detections with their class names.
-    """
-    parts = [
-        f"<annotation>\n  <filename>{_xml_text(Path(info.file).name)}</filename>\n"
-        f"  <size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>\n"
-        "  <segmented>0</segmented>\n"
-    ]
-    for detections, names in results:
-        boxes = _voc_boxes(detections.boxes.cpu().numpy(), size).tolist()
-        for box, score, label in zip(boxes, detections.scores.tolist(), detections.labels.tolist(), strict=True):
-            corners = "".join(
-                f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
-            )
-            parts.append(
-                f"  <object><name>{_xml_text(names[label])}</name><pose>Unspecified</pose><truncated>0</truncated>"
-                f"<difficult>0</difficult><score>{score:.6f}</score><bndbox>{corners}</bndbox></object>\n"
-            )
-    return "".join([*parts, "</annotation>\n"]).encode()
-
-
 def write(path: Path, data: bytes) -> None:
     """Writes a file completely or not at all."""
     write_atomically(path, lambda file: file.write(data))
-
-
-def _voc_boxes(boxes: NDArray[Any], size: tuple[int, int]) -> NDArray[np.int64]:
-    """xmin, ymin, xmax, ymax, int64 (N, 4), from continuous boxes on a picture of ``size`` (H, W)."""
-    room = np.array([size[1], size[0]])
-    smallest = np.minimum(2, room)
-    boxes = boxes.reshape(-1, 4).astype(np.float64)
-    rounded = np.rint(boxes).astype(np.int64)
-    centred = np.rint(boxes[:, :2] / 2 + boxes[:, 2:] / 2 - smallest / 2).astype(np.int64)
-    too_small = rounded[:, 2:] - rounded[:, :2] < smallest
-    low = np.clip(np.where(too_small, centred, rounded[:, :2]), 0, room - smallest)
-    high = np.clip(np.maximum(rounded[:, 2:], low + smallest), 0, room)
-    return np.hstack([low + 1, high])
 
 
 def _box_rows(detections: Detections, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
@@ -326,7 +282,3 @@ def _csv_lines(rows: Iterable[Sequence[Any]]) -> bytes:
     lines = io.StringIO(newline="")
     csv.writer(lines).writerows(rows)
     return lines.getvalue().encode(errors="surrogateescape")
-
-
-def _xml_text(text: str) -> str:
-    return escape(NOT_XML.sub("?", text))

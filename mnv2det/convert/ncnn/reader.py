@@ -14,15 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from mnv2det.convert.graph import (
-    DamagedError,
-    Graph,
-    Operator,
-    TensorInfo,
-    damage_located,
-    printable,
-    read_bounded,
-)
+from mnv2det.convert.graph import DamagedError, Graph, Operator, TensorInfo, damage_located, printable, read_bounded
 from mnv2det.convert.ncnn.layers import MAGIC, REST, Layer, is_ncnn, parse_param, read_bin
 from mnv2det.errors import WeightsError
 from mnv2det.ops.padding import same_padding
@@ -69,7 +61,8 @@ def read_ncnn(path: str | os.PathLike[str]) -> Graph:
     except DamagedError as error:
         raise WeightsError(f"{path}: truncated, damaged or unsupported ncnn file ({error})") from None
     parts = {weights.name: hashlib.sha256(data).hexdigest()}
-    return Graph(operators, inputs, outputs, param.name, hashlib.sha256(text).hexdigest(), parts)
+    sha256 = hashlib.sha256(text).hexdigest()
+    return Graph(operators, inputs, outputs, "an ncnn file", param.name, sha256, parts)
 
 
 class _Translator:

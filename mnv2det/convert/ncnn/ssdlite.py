@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mnv2det.convert.graph import Graph, Operator
+from mnv2det.convert.labels import default_names
 from mnv2det.convert.matching import NORM_EPS, GraphMatcher, candidate_widths, first_match, weight_and_bias
 from mnv2det.convert.ncnn.layers import REST
 from mnv2det.convert.network import ImportedNetwork
@@ -61,7 +62,7 @@ def _match(graph: Graph, where: str, width: float, padding: Padding) -> Imported
     tensors["backbone.stem.conv.weight"] = tensors["backbone.stem.conv.weight"].flip(1)
     counts, classes = _anchor_counts(graph), _class_count(graph)
     if len(counts) > MAX_LEVELS or not all(0 < n <= MAX_SHAPES for n in counts) or not 0 < classes < MAX_CLASSES:
-        raise WeightsError(f"{where}: not a {NETWORK}: anchors {counts[:20]} and {classes} classes")
+        raise WeightsError(f"{matcher.error_prefix} anchors {counts[:20]} and {classes} classes")
     if len(counts) < len(TAPS):
         counts = list(ANCHOR_COUNTS)
     extras = _extra_channels(matcher, len(counts) - len(TAPS))
@@ -103,7 +104,7 @@ def _match(graph: Graph, where: str, width: float, padding: Padding) -> Imported
         "det",
         "ssdlite",
         {"extras": extras, "padding": padding, **_anchor_args(shapes), "norm_eps": NORM_EPS, **decoding},
-        list(VOC_CLASSES) if classes == len(VOC_CLASSES) else [str(n) for n in range(classes)],
+        default_names(classes, VOC_CLASSES),
         private_background=True,
         provenance=provenance,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from mnv2det.convert.graph import Graph
+from mnv2det.convert.labels import default_names
 from mnv2det.convert.matching import NORM_EPS, GraphMatcher, candidate_widths, first_match, weight_and_bias
 from mnv2det.convert.network import ImportedNetwork
 from mnv2det.convert.operators import GLOBAL_POOL, describe_linear
@@ -41,4 +42,4 @@ def _match(graph: Graph, where: str, width: float) -> ImportedNetwork:
     matcher.match_end()
     weight, bias = weight_and_bias(linear)
     tensors |= {"heads.cls.linear.weight": weight.flatten(1), "heads.cls.linear.bias": bias}
-    return ImportedNetwork(tensors, arguments, "cls", "classifier", {}, [str(n) for n in range(outputs)])
+    return ImportedNetwork(tensors, arguments, "cls", "classifier", {}, default_names(outputs))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mnv2det.convert.graph import Graph
+from mnv2det.convert.labels import default_names
 from mnv2det.convert.matching import NORM_EPS, GraphMatcher, candidate_widths, first_match, weight_and_bias
 from mnv2det.convert.network import ImportedNetwork
 from mnv2det.convert.operators import GLOBAL_POOL, describe_linear
@@ -72,6 +73,6 @@ def _match(graph: Graph, where: str, width: float, stride: int) -> ImportedNetwo
     matcher.skip("SOFTMAX")
     matcher.skip("ARG_MAX")
     matcher.match_end()
-    names = list(VOC_MASK_CLASSES) if classes == len(VOC_MASK_CLASSES) else [str(n) for n in range(classes)]
+    names = default_names(classes, VOC_MASK_CLASSES)
     head_args = {"channels": CHANNELS, "norm_eps": HEAD_EPS}
     return ImportedNetwork(tensors, arguments, "seg", "mobile_deeplab", head_args, names, fit="pad")

@@ -15,15 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnv2det.convert.graph import (
-    DamagedError,
-    Graph,
-    Operator,
-    TensorInfo,
-    damage_located,
-    printable,
-    read_bounded,
-)
+from mnv2det.convert.graph import DamagedError, Graph, Operator, TensorInfo, damage_located, printable, read_bounded
 from mnv2det.convert.tflite.flatbuffer import Table, read_scalar
 from mnv2det.convert.tflite.schema import ACTIVATIONS, CONSTANTS, KINDS, OPTIONS, PADDINGS, TYPES, WEIGHT_AXES
 from mnv2det.errors import WeightsError
@@ -87,7 +79,7 @@ class _Reader:
             if operator is not None:
                 operators.append(operator)
         inputs, outputs = (self.tensors(self.main.vector(number, "<i4")) for number in (1, 2))
-        return Graph(operators, inputs, outputs, source, hashlib.sha256(self.data).hexdigest())
+        return Graph(operators, inputs, outputs, "a TFLite file", source, hashlib.sha256(self.data).hexdigest())
 
     def kind(self, code: int) -> str:
         """Name of the operator that an index into the file's list of operator codes stands for."""

@@ -17,7 +17,8 @@ from mnv2det.models.layers import InvertedResidual
 from mnv2det.models.mobilenet_v2 import MobileNetV2
 from mnv2det.models.model import Model
 from mnv2det.runtime.strips.layers import Bottleneck, Pointwise, Strip
-from mnv2det.runtime.strips.plan import Plan, Planner, Rows, Size, Step, make_plan, reads_expanded
+from mnv2det.runtime.strips.plan import Plan, Planner, Step, make_plan, reads_expanded
+from mnv2det.runtime.strips.rows import Rows, Size
 
 M = TypeVar("M", Model, Raw)
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from mnv2det.export.graph import Folded
 from mnv2det.export.split import LANES, part_of
 from mnv2det.models.layers import InvertedResidual
-from mnv2det.runtime.strips.plan import BottleneckShape, Rows, Window, needs_copy
+from mnv2det.runtime.strips.rows import BottleneckShape, Rows, Window, needs_copy
 
 
 class Strip(NamedTuple):
