@@ -44,6 +44,11 @@ class Operator(NamedTuple):
         return self.outputs * BYTES
 
 
+def image(size: int) -> Tensor:
+    """An input on the meta device, (1, 3, size, size)."""
+    return torch.empty(1, 3, size, size, device="meta")
+
+
 def peak(steps: list[Operator]) -> Operator:
     """The operator that decides how much memory the graph needs (equation 2)."""
     return max(steps, key=lambda step: step.memory)
@@ -58,7 +63,7 @@ def convolutions(backbone: Backbone, size: int) -> list[Operator]:
         size: Side of its square input, pixels.
     """
     operators = []
-    x = _image(size)
+    x = image(size)
     for name, stage in backbone.stages():
         y = x
         for layer in _layers(stage):
@@ -86,7 +91,7 @@ def blocks(backbone: Backbone, size: int, *, split: int | None = None) -> list[O
             of an operator.
     """
     operators = []
-    x = _image(size)
+    x = image(size)
     for name, stages in _joined(backbone):
         y, inner = x, 0
         layers = [layer for stage in stages for layer in _layers(stage)]
@@ -125,10 +130,6 @@ def _layers(stage: nn.Module) -> list[ConvNorm]:
     """A stage's convolutions; they are registered in the order they run in."""
     assert isinstance(stage, ConvNorm | InvertedResidual | Separable)
     return [layer for layer in stage.modules() if isinstance(layer, ConvNorm)]
-
-
-def _image(size: int) -> Tensor:
-    return torch.empty(1, 3, size, size, device="meta")
 
 
 def _pooled(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import mnv2det.models  # noqa: F401 - registers
 from mnv2det.errors import ConfigError, near
@@ -19,7 +19,7 @@ from mnv2det.models.layers import ConvNorm, InvertedResidual
 from mnv2det.models.model import Model
 from mnv2det.paper import values as paper
 from mnv2det.paper.format import Column, Table
-from mnv2det.paper.memory import Operator, blocks, convolutions, largest, peak
+from mnv2det.paper.memory import Operator, blocks, convolutions, image, largest, peak
 from mnv2det.registry import BACKBONES
 from mnv2det.structures import Preprocess
 
@@ -64,11 +64,6 @@ def build_backbone(name: str, **args: Any) -> Backbone:
     with torch.device("meta"):
         backbone: Backbone = BACKBONES.build(name, args, place="backbone")
     return backbone.eval()
-
-
-def image(size: int) -> Tensor:
-    """Input without numbers, (1, 3, size, size)."""
-    return torch.empty(1, 3, size, size, device="meta")
 
 
 def bare(module: M) -> M:

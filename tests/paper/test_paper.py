@@ -14,8 +14,8 @@ from mnv2det.models.counting import multiply_adds
 from mnv2det.paper import values as paper_values
 from mnv2det.paper.document import draw_figures, trade_off, update_regions
 from mnv2det.paper.format import Column, Table, Value, as_data, as_markdown, as_text
-from mnv2det.paper.memory import blocks, convolutions, largest, peak
-from mnv2det.paper.tables import TABLES, V1, V2, bare, build, build_backbone, choose, compute, image
+from mnv2det.paper.memory import blocks, convolutions, image, largest, peak
+from mnv2det.paper.tables import TABLES, V1, V2, bare, build, build_backbone, choose, compute
 from mnv2det.report.plots import draw_ablations, spiral, through_relu
 
 Tables = dict[str, list[Table]]
