@@ -74,24 +74,24 @@ def convert_graph(
         WeightsError: It is another network; the message names the first operator that differs.
     """
     size = _input_size(graph, where, network)
-    found = first_match(mappers, lambda mapper: mapper(graph, where))
-    classes = found.classes
+    imported = first_match(mappers, lambda mapper: mapper(graph, where))
+    classes = imported.classes
     if labels is not None:
-        classes = read_labels(labels, len(classes), private_background=found.private_background)
+        classes = read_labels(labels, len(classes), private_background=imported.private_background)
     header = Header(
-        backbone={"name": "mobilenet_v2", "args": found.backbone},
-        heads={found.task: {"name": found.head, "args": found.head_args}},
-        classes={found.task: classes},
-        preprocess=Preprocess(size, HALF, HALF, found.fit),  # the mean and std of all releases: x / 127.5 - 1
+        backbone={"name": "mobilenet_v2", "args": imported.backbone},
+        heads={imported.task: {"name": imported.head, "args": imported.head_args}},
+        classes={imported.task: classes},
+        preprocess=Preprocess(size, HALF, HALF, imported.fit),  # the mean and std of all releases: x / 127.5 - 1
         trainable=False,
         provenance={
             "source": graph.source,
             "sha256": graph.sha256,
             **({"parts": graph.parts} if graph.parts else {}),
-            **found.provenance,
+            **imported.provenance,
         },
     )
-    return found.tensors, header
+    return imported.tensors, header
 
 
 def _input_size(graph: Graph, where: str, network: str) -> tuple[int, int]:
