@@ -178,7 +178,7 @@ def report(curves: dict[str, list[dict[int, float]]], configs: dict[str, Config]
             title: {label: curves[name] for name, label in panel.items() if name in curves}
             for title, panel in PANELS.items()
         }
-        draw_ablations(given.plot, panels, figure=given.metric)
+        draw_ablations(given.plot, panels, metric=given.metric)
 
 
 if __name__ == "__main__":

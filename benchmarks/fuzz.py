@@ -154,7 +154,7 @@ def tflite(folder: Path) -> tuple[list[bytes], Callable[[bytes], Any]]:
     """TFLite: a classifier; some of the files that are still a graph are also converted."""
     from tflite_writer import write_classifier
 
-    from mnv2det.convert.tflite.classifier import convert_tflite
+    from mnv2det.convert.tflite.convert import convert_tflite
     from mnv2det.convert.tflite.reader import read_tflite
     from mnv2det.models.build import assemble
     from mnv2det.structures import Preprocess
@@ -182,8 +182,8 @@ def ncnn(folder: Path) -> tuple[list[bytes], Callable[[bytes], Any]]:
     """Ncnn: the layers of a detector beside its weights; some of those that are still a graph are also converted."""
     from ncnn_writer import random_detector, write_detector
 
+    from mnv2det.convert.ncnn.convert import convert_ncnn
     from mnv2det.convert.ncnn.reader import read_ncnn
-    from mnv2det.convert.ncnn.ssdlite import convert_ncnn
 
     path = write_detector(random_detector(), folder / "m.param")
     seeds, number = [path.read_bytes()], 0

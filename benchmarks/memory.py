@@ -34,8 +34,8 @@ from mnv2det.models.build import assemble
 from mnv2det.models.model import Model
 from mnv2det.runtime.base import write
 from mnv2det.runtime.strips.backbone import StripBackbone, cache_size, memory_efficient
-from mnv2det.runtime.strips.meter import peak_memory
 from mnv2det.structures import Preprocess
+from mnv2det.testing import peak_memory
 
 NETWORKS: dict[str, tuple[str, str, int, int, int]] = {
     # task, head, classes, side of the input, output stride

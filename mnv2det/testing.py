@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from mnv2det.data.dataset import Dataset
 from mnv2det.data.transforms import Transform
@@ -213,3 +215,21 @@ def _assert_result(result: object, height: int, width: int, classes: int) -> Non
         assert int(result.mask.max()) < classes
     else:
         raise AssertionError(f"decode gave {type(result).__name__}")
+
+
+def peak_memory(work: Callable[[], object]) -> int:
+    """Measures by torch's profiler how many bytes torch's allocator on the CPU had given out at most.
+
+    What was allocated when the work began is not counted, and neither are buffers that libraries below torch allocate
+    by themselves.
+
+    Args:
+        work: Computes something; what it returns is counted, too, until it has returned.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        work()
+    assert recorded.profiler is not None
+    assert recorded.profiler.kineto_results is not None
+    changes = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in changes), initial=0))

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mnv2det.convert.ncnn.ssdlite import convert_ncnn
+from mnv2det.convert.ncnn.convert import convert_ncnn
 from mnv2det.models.build import assemble
 from mnv2det.models.layers import ConvNorm, InvertedResidual
 from mnv2det.models.mobilenet_v2 import MobileNetV2

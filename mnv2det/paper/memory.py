@@ -19,11 +19,11 @@ class Operator(NamedTuple):
 
     Attributes:
         name: Of the layers it stands for.
-        inputs: Values it reads.
-        outputs: Values it writes.
-        inner: Values it holds meanwhile.
-        channels: Of its output.
-        side: Of its (square) output, pixels.
+        inputs: Number of values it reads.
+        outputs: Number of values it writes.
+        inner: Number of further values it holds while it runs.
+        channels: Channels of its output.
+        side: Side of its square output, pixels.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Operator(NamedTuple):
 
     @property
     def memory(self) -> int:
-        """Bytes: inputs, outputs and what the operator itself holds (equation 2)."""
+        """Bytes of inputs, outputs and what the operator itself holds (equation 2)."""
         return (self.inputs + self.outputs + self.inner) * BYTES
 
     @property
@@ -44,8 +44,13 @@ class Operator(NamedTuple):
         return self.outputs * BYTES
 
 
+def image(size: int) -> Tensor:
+    """An input on the meta device, (1, 3, size, size)."""
+    return torch.empty(1, 3, size, size, device="meta")
+
+
 def peak(steps: list[Operator]) -> Operator:
-    """The step that decides how much memory the graph needs (equation 2)."""
+    """The operator that decides how much memory the graph needs (equation 2)."""
     return max(steps, key=lambda step: step.memory)
 
 
@@ -57,23 +62,23 @@ def convolutions(backbone: Backbone, size: int) -> list[Operator]:
         backbone: On the meta device, in eval mode; each of its stages reads the one before.
         size: Side of its square input, pixels.
     """
-    found = []
-    x = _image(size)
+    operators = []
+    x = image(size)
     for name, stage in backbone.stages():
         y = x
         for layer in _layers(stage):
             z = layer(y)
-            found.append(_operator(name, [y], z))
+            operators.append(_operator(name, [y], z))
             y = z
         if isinstance(stage, InvertedResidual) and stage.shortcut:
-            found.append(_operator(f"{name} shortcut", [x, y], y))
+            operators.append(_operator(f"{name} shortcut", [x, y], y))
         x = y
-    return [*found, _operator("pooling", [x], _pooled(x))]
+    return [*operators, _operator("pooling", [x], _pooled(x))]
 
 
 @torch.no_grad()
 def blocks(backbone: Backbone, size: int, *, split: int | None = None) -> list[Operator]:
-    """The graph whose operators are whole layers of the paper: what they expand to is never materialised.
+    """The graph whose operators are whole layers of the paper: their expanded tensors are never materialised.
 
     A bottleneck is F(x) = sum over i of (A_i N B_i)(x), i over ``split`` parts of the expanded channels; only one part
     is in memory at a time. MobileNetV2's stem is computed with the first bottleneck ("the trick" of Table 3) and its
@@ -81,11 +86,12 @@ def blocks(backbone: Backbone, size: int, *, split: int | None = None) -> list[O
 
     Args:
         backbone: As for `convolutions`.
-        size: Likewise.
-        split: Number of parts; as many as channels where there are fewer. None counts nothing of what is inside.
+        size: Side of its square input, pixels.
+        split: Number of parts; a layer with fewer channels has one part per channel. None does not count what is inside
+            of an operator.
     """
-    found = []
-    x = _image(size)
+    operators = []
+    x = image(size)
     for name, stages in _joined(backbone):
         y, inner = x, 0
         layers = [layer for stage in stages for layer in _layers(stage)]
@@ -97,20 +103,21 @@ def blocks(backbone: Backbone, size: int, *, split: int | None = None) -> list[O
             y = z
         if name == "last":
             y = _pooled(y)
-        found.append(_operator(name, [x], y, inner))
+        operators.append(_operator(name, [x], y, inner))
         x = y
-    return found if found[-1].side == 1 else [*found, _operator("pooling", [x], _pooled(x))]
+    return operators if operators[-1].side == 1 else [*operators, _operator("pooling", [x], _pooled(x))]
 
 
 def largest(steps: list[Operator]) -> dict[int, tuple[int, int]]:
-    """What Table 3 lists: by side of the map, the most channels materialised there and their bytes."""
-    found: dict[int, tuple[int, int]] = {}
+    """The values of Table 3: by side of the map, the most channels materialised there and their bytes."""
+    most: dict[int, tuple[int, int]] = {}
     for step in steps:
-        found[step.side] = max(found.get(step.side, (0, 0)), (step.channels, step.tensor))
-    return found
+        most[step.side] = max(most.get(step.side, (0, 0)), (step.channels, step.tensor))
+    return most
 
 
 def _joined(backbone: Backbone) -> Iterator[tuple[str, list[nn.Module]]]:
+    """Names and stages of a backbone, with the stem and the first bottleneck as one."""
     stages = backbone.stages()
     if len(stages) > 1 and isinstance(stages[1][1], InvertedResidual):
         yield "stem and block1", [stages[0][1], stages[1][1]]
@@ -123,10 +130,6 @@ def _layers(stage: nn.Module) -> list[ConvNorm]:
     """A stage's convolutions; they are registered in the order they run in."""
     assert isinstance(stage, ConvNorm | InvertedResidual | Separable)
     return [layer for layer in stage.modules() if isinstance(layer, ConvNorm)]
-
-
-def _image(size: int) -> Tensor:
-    return torch.empty(1, 3, size, size, device="meta")
 
 
 def _pooled(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the paper prints (Sandler et al., MobileNetV2, arXiv 1801.04381, version 4), figure by figure."""
+"""The numbers that the paper prints (Sandler et al., MobileNetV2, arXiv 1801.04381, version 4)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TABLE_2 = (
     ("7 x 320", "conv2d 1x1", "-", "1280", "1", "1"),
 )
 
-# Table 3: by side of the map, most channels and KB (16 bit, input 224) of MobileNetV1, MobileNetV2, ShuffleNet
+# Table 3: side of the map to the most channels and KB (16 bit, input 224) of MobileNetV1, MobileNetV2, ShuffleNet
 TABLE_3 = {
     112: (("64", "1600"), ("16", "400"), ("32", "800")),
     56: (("128", "800"), ("32", "200"), ("48", "300")),
@@ -36,51 +36,27 @@ TABLE_4 = {
     "MobileNetV2 (1.4)": ("74.7", "6.9", "585", "143"),
 }
 
-# The authors' released checkpoints (tensorflow/models, research/slim/nets/mobilenet/README.md), which trace Figure 5:
-# width and input size to multiply-adds M, parameters M and top-1 %
+# The authors' released checkpoints (tensorflow/models, research/slim/nets/mobilenet/README.md), which Figure 5 plots:
+# width to parameters M, and input size to multiply-adds M and top-1 %
 CHECKPOINTS = {
-    (1.4, 224): ("582", "6.06", "75.0"),
-    (1.3, 224): ("509", "5.34", "74.4"),
-    (1.0, 224): ("300", "3.47", "71.8"),
-    (1.0, 192): ("221", "3.47", "70.7"),
-    (1.0, 160): ("154", "3.47", "68.8"),
-    (1.0, 128): ("99", "3.47", "65.3"),
-    (1.0, 96): ("56", "3.47", "60.3"),
-    (0.75, 224): ("209", "2.61", "69.8"),
-    (0.75, 192): ("153", "2.61", "68.7"),
-    (0.75, 160): ("107", "2.61", "66.4"),
-    (0.75, 128): ("69", "2.61", "63.2"),
-    (0.75, 96): ("39", "2.61", "58.8"),
-    (0.5, 224): ("97", "1.95", "65.4"),
-    (0.5, 192): ("71", "1.95", "63.9"),
-    (0.5, 160): ("50", "1.95", "61.0"),
-    (0.5, 128): ("32", "1.95", "57.7"),
-    (0.5, 96): ("18", "1.95", "51.2"),
-    (0.35, 224): ("59", "1.66", "60.3"),
-    (0.35, 192): ("43", "1.66", "58.2"),
-    (0.35, 160): ("30", "1.66", "55.7"),
-    (0.35, 128): ("20", "1.66", "50.8"),
-    (0.35, 96): ("11", "1.66", "45.5"),
-}
+    1.4: ("6.06", {224: ("582", "75.0")}),
+    1.3: ("5.34", {224: ("509", "74.4")}),
+    1.0: ("3.47", {224: ("300", "71.8"), 192: ("221", "70.7"), 160: ("154", "68.8"), 128: ("99", "65.3"),
+                   96: ("56", "60.3")}),
+    0.75: ("2.61", {224: ("209", "69.8"), 192: ("153", "68.7"), 160: ("107", "66.4"), 128: ("69", "63.2"),
+                    96: ("39", "58.8")}),
+    0.5: ("1.95", {224: ("97", "65.4"), 192: ("71", "63.9"), 160: ("50", "61.0"), 128: ("32", "57.7"),
+                   96: ("18", "51.2")}),
+    0.35: ("1.66", {224: ("59", "60.3"), 192: ("43", "58.2"), 160: ("30", "55.7"), 128: ("20", "50.8"),
+                    96: ("11", "45.5")}),
+}  # fmt: skip
 
-# Likewise MobileNetV1's (research/slim/nets/mobilenet_v1.md, 2018-02-22), for Figure 5: top-1 %
+# MobileNetV1's checkpoints in Figure 5 (research/slim/nets/mobilenet_v1.md, 2018-02-22): width to input size to top-1 %
 CHECKPOINTS_V1 = {
-    (1.0, 224): "70.9",
-    (1.0, 192): "70.0",
-    (1.0, 160): "68.0",
-    (1.0, 128): "65.2",
-    (0.75, 224): "68.4",
-    (0.75, 192): "67.2",
-    (0.75, 160): "65.3",
-    (0.75, 128): "62.1",
-    (0.5, 224): "63.3",
-    (0.5, 192): "61.7",
-    (0.5, 160): "59.1",
-    (0.5, 128): "56.3",
-    (0.25, 224): "49.8",
-    (0.25, 192): "47.7",
-    (0.25, 160): "45.5",
-    (0.25, 128): "41.5",
+    1.0: {224: "70.9", 192: "70.0", 160: "68.0", 128: "65.2"},
+    0.75: {224: "68.4", 192: "67.2", 160: "65.3", 128: "62.1"},
+    0.5: {224: "63.3", 192: "61.7", 160: "59.1", 128: "56.3"},
+    0.25: {224: "49.8", 192: "47.7", 160: "45.5", 128: "41.5"},
 }
 
 # Table 5, heads on MobileNetV2, 80 classes: parameters M, multiply-adds B
@@ -118,7 +94,7 @@ _ATROUS = (
     " filled up to a multiple of the rate: the last column."
 )
 
-# Why a computed figure is not the paper's: by table, row and column
+# Why a computed value is not the paper's: by table, row and column
 NOTES = {
     **{("3", side, f"V2 {part}"): _NEXT_ROW for side in ("56", "28", "14") for part in ("channels", "KB")},
     ("3", "7", "V1 KB"): "7 x 7 x 1024 values of 16 bits are 100 KB; the maximum is the same.",

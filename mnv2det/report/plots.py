@@ -1,15 +1,15 @@
-"""Plots of the paper's figures; they need matplotlib (the extra ``plots``)."""
+"""Plots of the paper's figures 1, 5 and 6; they need matplotlib (the extra ``plots``)."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mnv2det.errors import ConfigError
+from mnv2det.io import import_optional
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +21,7 @@ TURNS = 2.0  # of the spiral
 
 
 def spiral(count: int = 1500) -> Points:
-    """Points (count, 2) along a spiral around 0, from the inside out."""
+    """Points along a spiral around 0, from the inside out, float64 (count, 2)."""
     share = np.linspace(0.05, 1, count)
     angle = 2 * np.pi * TURNS * share
     return np.stack([share * np.cos(angle), share * np.sin(angle)], axis=1)
@@ -32,25 +32,25 @@ def through_relu(points: Points, dimension: int, rng: np.random.Generator) -> tu
 
     Args:
         points: (N, 2).
-        dimension: Of the space they are embedded in.
+        dimension: Dimension of the space they are embedded in.
         rng: Draws T.
 
     Returns:
-        The projected points, float64 (N, 2), and bool (N,): which of them ReLU has kept apart from their neighbours.
-        These have at least two channels above 0 (appendix A, lemma 2).
+        The points (N, 2) after projecting back, and for each (N,) whether ReLU leaves it distinct from its neighbours,
+        which takes two positive channels (appendix A, lemma 2).
     """
     matrix = rng.standard_normal((dimension, points.shape[1]))
     activations = np.maximum(points @ matrix.T, 0)
     return activations @ np.linalg.pinv(matrix).T, (activations > 0).sum(axis=1) >= points.shape[1]
 
 
-def draw_spirals(path: Path, *, dimensions: Sequence[int] = DIMENSIONS, seed: int = 1) -> None:
-    """Figure 1: what ReLU leaves of a spiral in spaces of different dimension.
+def draw_spirals(path: str | os.PathLike[str], *, dimensions: Sequence[int] = DIMENSIONS, seed: int = 1) -> None:
+    """Draws figure 1: what ReLU leaves of a spiral in spaces of different dimension.
 
     Args:
         path: The picture to write.
         dimensions: Of the spaces, one panel each.
-        seed: Of the random matrices.
+        seed: For the random matrices.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -62,8 +62,8 @@ def draw_spirals(path: Path, *, dimensions: Sequence[int] = DIMENSIONS, seed: in
     for dimension in dimensions:
         back, kept = through_relu(points, dimension, rng)
         panels.append((f"n = {dimension}: {kept.mean():.0%} kept", back))
-    for position, (title, shown) in enumerate(panels, 1):
-        axes: Any = figure.add_subplot(1, len(panels), position)
+    for number, (title, shown) in enumerate(panels, 1):
+        axes: Any = figure.add_subplot(1, len(panels), number)
         axes.scatter(*shown.T, c=np.linspace(0, 1, len(shown)), s=3, cmap="viridis")
         axes.set_title(title, fontsize=9)
         axes.set_aspect("equal", adjustable="datalim")
@@ -72,13 +72,12 @@ def draw_spirals(path: Path, *, dimensions: Sequence[int] = DIMENSIONS, seed: in
     figure.savefig(path)
 
 
-def draw_trade_off(path: Path, series: Mapping[str, Sequence[tuple[float, float]]]) -> None:
-    """Figure 5: accuracy against multiply-adds.
+def draw_trade_off(path: str | os.PathLike[str], series: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """Draws figure 5: accuracy against multiply-adds.
 
     Args:
         path: The picture to write.
-        series: By legend, points of (multiply-adds in millions, top-1 in %). Series whose legends have the same
-            first word share a marker.
+        series: Legend to (multiply-adds in millions, top-1 %). Legends with the same first word share a marker.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -91,7 +90,7 @@ def draw_trade_off(path: Path, series: Mapping[str, Sequence[tuple[float, float]
         kind = kinds.index(name.split()[0])
         axes.plot(
             *zip(*points, strict=True),
-            # matplotlib has ten colours: they go to the first two kinds, the rest is black
+            # there are ten colours, enough to distinguish the series of the two networks that are compared
             color=f"C{number}" if kind < 2 else "black",
             linestyle=("-", "--", ":", "-.")[kind % 4],
             marker="osD^v"[kind % 5],
@@ -110,29 +109,29 @@ def draw_trade_off(path: Path, series: Mapping[str, Sequence[tuple[float, float]
 
 
 def draw_ablations(
-    path: Path, panels: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]], *, figure: str
+    path: str | os.PathLike[str], panels: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]], *, metric: str
 ) -> None:
-    """Figure 6: a metric of variants of the block in the course of training, as mean and deviation over seeds.
+    """Draws figure 6: a metric of variants of the block during training, as mean and standard deviation over seeds.
 
     Args:
         path: The picture to write.
-        panels: By title of the panel and legend of the variant, a mapping for each seed from step to metric.
-        figure: Name of the metric.
+        panels: Title of a panel to legend to a mapping from step to metric for each seed.
+        metric: Name of the metric, for the axis.
 
     Raises:
         ConfigError: matplotlib is not installed.
         OSError: The file cannot be written.
     """
-    drawn = _figure(5.2 * len(panels), 4)
+    figure = _figure(5.2 * len(panels), 4)
     shared: Any = None
-    for position, (title, variants) in enumerate(panels.items(), 1):
-        axes: Any = drawn.add_subplot(1, len(panels), position, sharey=shared)
+    for panel, (title, variants) in enumerate(panels.items(), 1):
+        axes: Any = figure.add_subplot(1, len(panels), panel, sharey=shared)
         shared = shared or axes
         for number, (legend, seeds) in enumerate(variants.items()):
             steps = sorted(set.intersection(*(set(seed) for seed in seeds)))
             values = np.array([[seed[step] for step in steps] for seed in seeds])
             deviation = values.std(axis=0, ddof=1) if len(seeds) > 1 else None
-            # error bars stand side by side, so that none hides another
+            # the error bars of variants stand beside each other, so that none is hidden
             shift = (number - (len(variants) - 1) / 2) * 0.012 * max(steps)
             axes.errorbar(
                 np.array(steps) + shift, values.mean(axis=0), yerr=deviation, capsize=3, marker="osD^v"[number % 5],
@@ -140,16 +139,14 @@ def draw_ablations(
             )  # fmt: skip
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("training step")
-        axes.set_ylabel(figure)
+        axes.set_ylabel(metric)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="lower right")
-    drawn.savefig(path)
+    figure.savefig(path)
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty matplotlib figure, in inches."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("plots need matplotlib: pip install 'mnv2det[plots]'") from None
-    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+    """An empty figure of this size in inches."""
+    module = import_optional("matplotlib.figure", "plots")
+    figure: Figure = module.Figure(figsize=(width, height), dpi=120, layout="constrained")
+    return figure

@@ -238,27 +238,6 @@ class Predictor:
         return {task: found[task] for task in self.heads}
 
 
-def coco_results(found: Any, image_id: int | str, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
-    """Detections as COCO's results format states them.
-
-    Args:
-        found: `Detections`.
-        image_id: Goes into every row.
-        category_ids: The json's id of each label; None counts from 1.
-    """
-    boxes = found.boxes.cpu().double().numpy()
-    sizes = boxes[:, 2:] - boxes[:, :2]
-    return [
-        {
-            "image_id": image_id,
-            "category_id": int(category_ids[label]) if category_ids is not None else int(label) + 1,
-            "bbox": [round(value, 3) for value in (*box[:2].tolist(), *size.tolist())],
-            "score": round(float(score), 6),
-        }
-        for box, size, score, label in zip(boxes, sizes, found.scores.cpu(), found.labels.cpu(), strict=True)
-    ]
-
-
 def header_of(source: str | os.PathLike[str]) -> Header:
     """What a run folder, weight file or exported model says of itself.
 

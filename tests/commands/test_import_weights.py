@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -94,7 +96,21 @@ def test_tflite_with_images_is_trainable(
     torch.testing.assert_close(logits(model, images), logits(classifier, images), rtol=1e-4, atol=1e-4)
     mean = model.backbone.stem.norm.running_mean
     assert mean.abs().max() > 0
-    assert import_weights(tflite, str(output), images=pictures, progress=False)["images"] == 11
+    assert import_weights(Path(tflite), output, images=Path(pictures), progress=False)["images"] == 11
+
+
+def test_an_unknown_file_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no weights")
+    program = f"""
+import sys
+from mnv2det.commands.import_weights import import_weights
+try:
+    import_weights({str(tmp_path / "text")!r}, "w.safetensors")
+except Exception as error:
+    print(type(error).__name__, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["WeightsError", "False"]
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -151,6 +167,7 @@ def test_failures_write_nothing(tflite: str, pictures: str, state: dict[str, Ten
         (WeightsError, file("text.pth", b"just text, no weights"), "neither a TFLite file, an ncnn .param nor", {}),
         (WeightsError, file("zero", b""), "neither a TFLite file, an ncnn .param nor", {}),
         (WeightsError, file("own", b"\x10\0\0\0\0\0\0\0{}"), "a safetensors file", {}),
+        (WeightsError, file("like a pickle", b"\x80\0\0\0\0\0\0\0{}"), "a safetensors file", {}),
         (WeightsError, file("cut.tflite", net[: len(net) // 2]), "cut.tflite: truncated", {}),
         (WeightsError, file("cut.pth", whole[: len(whole) // 2]), "cut.pth: damaged", {}),
         (WeightsError, file("pickle.pth", b"\x80\x02}q\0"), "pickle.pth: damaged", {}),
@@ -158,7 +175,12 @@ def test_failures_write_nothing(tflite: str, pictures: str, state: dict[str, Ten
         (WeightsError, saved("model.pth", torch.nn.Linear(1, 1)), "damaged, or not a plain state dict", {}),
         (WeightsError, saved("other.pth", {"a": torch.zeros(1)}), "not a torchvision mobilenet_v2", {}),
         (WeightsError, saved("b.pth", {k: v for k, v in state.items() if k != "classifier.1.bias"}), "classifier", {}),
-        (WeightsError, str(tmp_path / "whole.pth"), "not folded", {"images": pictures}),
+        (
+            WeightsError,
+            str(tmp_path / "whole.pth"),
+            "torch.save, whose batch norm is not folded",
+            {"images": pictures},
+        ),
         (WeightsError, tflite, "labels.txt: cannot read", {"labels": str(tmp_path / "labels.txt")}),
         (DataError, tflite, "no such folder", {"images": str(tmp_path / "nowhere")}),
         (DataError, tflite, "no images", {"images": str(tmp_path / "empty")}),

@@ -24,7 +24,7 @@ import mnv2det.models  # noqa: F401 - registers
 from mnv2det.cli import main
 from mnv2det.commands.predict import run as module
 from mnv2det.commands.predict import video as video_module
-from mnv2det.commands.predict.inputs import sources_of
+from mnv2det.commands.predict.inputs import list_inputs
 from mnv2det.commands.predict.run import predict
 from mnv2det.commands.predict.video import Video
 from mnv2det.config import BadData
@@ -260,7 +260,7 @@ def test_patterns_files_and_folders(
         message = f"mnv2det: {tree / pattern}: no image or video matches (looked for .avi, .bmp, "
         assert capsys.readouterr().err.startswith(message)
         return
-    seen = [item.file for item in sources_of([str(tree / pattern)])]
+    seen = [item.file for item in list_inputs([str(tree / pattern)])]
     assert [path.name for path in seen if isinstance(path, Path)] == wanted
 
 
@@ -277,13 +277,13 @@ def test_patterns_files_and_folders(
 )
 def test_inputs_that_are_none(item: str, message: str) -> None:
     with pytest.raises(DataError) as caught:
-        sources_of([item])
+        list_inputs([item])
     assert str(caught.value) == f"{item}: {message}"
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r": no images or videos in it \(looked for "):
-        sources_of([str(tmp_path)])
+        list_inputs([str(tmp_path)])
 
 
 def test_names_are_unique_by_stem_whatever_the_kind(detector: str, tmp_path: Path) -> None:
@@ -401,9 +401,9 @@ def test_a_video_becomes_a_video_and_an_entry_per_frame(detector: str, tmp_path:
     assert {row["image_id"] for row in found["annotations"]} == set(range(1, len(frames) + 1))
     video = Video(tmp_path / "out/clip.mp4")
     assert (video.count, video.fps) == (len(frames), pytest.approx(10 / every, rel=1e-3))
-    shot = video.read()
-    assert shot is not None
-    assert shot.image.shape == (48, 64, 3)
+    first = video.read()
+    assert first is not None
+    assert first.image.shape == (48, 64, 3)
     # a batch rounds otherwise than a picture by itself
     first = Video(tmp_path / "clip.avi").read()
     assert first is not None

@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnv2det.commands.predict.outputs import Outputs, Place, choose, voc_xml
+from mnv2det.commands.predict.outputs import ImageInfo, Outputs, choose_formats, coco_results
+from mnv2det.commands.predict.voc_xml import voc_xml
 from mnv2det.config import BadData
 from mnv2det.data.formats.voc import VOC
 from mnv2det.errors import ConfigError
@@ -32,9 +33,9 @@ def found(*boxes: tuple[float, float, float, float], scores: list[float] | None 
 
 def outputs(folder: Path, formats: frozenset[str] = ALL, **options: Any) -> Outputs:
     classes = {"det": NAMES, "seg": ["background", "road"], "cls": NAMES}
-    facts: dict[str, Any] = {"frame_formats": formats, "classes": classes, "categories": {"det": CATEGORIES}}
-    facts |= {"segmenters": ["seg"], "threshold": 0.5}
-    return Outputs(folder, formats=formats, **(facts | options))
+    settings: dict[str, Any] = {"frame_formats": formats, "classes": classes, "threshold": 0.5}
+    settings["targets"] = {"det": "labels", "seg": "mask", "cls": "label"}
+    return Outputs(folder, formats=formats, **(settings | options))
 
 
 def image(height: int = 40, width: int = 60) -> Any:
@@ -62,7 +63,7 @@ def rows(folder: Path) -> list[list[str]]:
     ],
 )
 def test_formats_that_fit_the_model(formats: Any, kinds: set[str], wanted: set[str]) -> None:
-    assert choose(formats, kinds) == wanted
+    assert choose_formats(formats, kinds) == wanted
 
 
 @pytest.mark.parametrize(
@@ -81,20 +82,34 @@ def test_formats_that_fit_the_model(formats: Any, kinds: set[str], wanted: set[s
 )
 def test_formats_without_content_are_refused(formats: list[str], kinds: set[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        choose(formats, kinds)
+        choose_formats(formats, kinds)
     assert str(caught.value) == message
+
+
+def test_pictures_cannot_be_both_named_and_unwanted() -> None:
+    assert choose_formats(None, {"labels"}, pictures=False) == {"json"}
+    with pytest.raises(ConfigError, match="formats: names pictures, but no pictures are wanted"):
+        choose_formats(["json", "pictures"], {"labels"}, pictures=False)
 
 
 # what is written
 
 
+def test_coco_results_have_width_and_height_and_the_json_ids() -> None:
+    detections = Detections(torch.tensor([[1.0, 2, 11, 22]]), torch.tensor([0.5]), torch.tensor([1]))
+    assert list(coco_results(detections, 7, [10, 20])) == [
+        {"image_id": 7, "category_id": 20, "bbox": [1.0, 2.0, 10.0, 20.0], "score": 0.5}
+    ]
+
+
 def test_json_is_coco_and_frames_know_their_time(tmp_path: Path) -> None:
     with outputs(tmp_path, frozenset({"json"})) as out:
         assert (
-            out.add(Place("in/a.png", "a"), picture := image(), {"det": found((1, 2, 11, 22), (0, 0, 5, 5))}) is picture
+            out.add(ImageInfo("in/a.png", "a"), picture := image(), {"det": found((1, 2, 11, 22), (0, 0, 5, 5))})
+            is picture
         )
-        out.add(Place("clip.mp4", "clip/000007", 7, 0.28), image(), {"det": found()})
-        out.add(Place("clip.mp4", "clip/000008", 8, 0.32), image(), {"det": found((0, 0, 60, 40), scores=[0.4])})
+        out.add(ImageInfo("clip.mp4", "clip/000007", 7, 0.28), image(), {"det": found()})
+        out.add(ImageInfo("clip.mp4", "clip/000008", 8, 0.32), image(), {"det": found((0, 0, 60, 40), scores=[0.4])})
         out.finish()
     assert (out.images, out.detections) == (3, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.json"]
@@ -126,8 +141,8 @@ def test_a_run_without_pictures_writes_valid_files(tmp_path: Path) -> None:
 def test_csv_quotes_what_it_must_and_has_rows_for_boxes_and_classes(tmp_path: Path) -> None:
     probabilities = torch.tensor([0.125, 0.625, 0.25])
     with outputs(tmp_path, frozenset({"csv"})) as out:
-        out.add(Place("a,b\udcff.png", "x"), image(), {"det": found((1, 2, 11.5, 22), (0, 0, 5, 5), (3, 3, 4, 4))})
-        out.add(Place("clip.mp4", "clip/000003", 3, 0.12), image(), {"cls": Scores(probabilities)})
+        out.add(ImageInfo("a,b\udcff.png", "x"), image(), {"det": found((1, 2, 11.5, 22), (0, 0, 5, 5), (3, 3, 4, 4))})
+        out.add(ImageInfo("clip.mp4", "clip/000003", 3, 0.12), image(), {"cls": Scores(probabilities)})
         out.finish()
     head, *body = rows(tmp_path)
     assert head == ["file", "frame", "class", "score", "x1", "y1", "x2", "y2"]
@@ -146,9 +161,9 @@ def test_best_classes_are_kept_of_pictures_not_of_frames(tmp_path: Path) -> None
     probabilities: dict[str, Result] = {"cls": Scores(torch.tensor([0.125, 0.625, 0.25]))}
     with outputs(tmp_path) as out:
         for frame in (None, 1, 2):
-            out.add(Place(f"{frame}.png", f"{frame}", frame), image(), probabilities)
-    assert list(out.classes_of) == ["None.png"]
-    assert out.classes_of["None.png"][0] == {"name": NAMES[1], "score": 0.625}
+            out.add(ImageInfo(f"{frame}.png", f"{frame}", frame), image(), probabilities)
+    assert list(out.best_classes) == ["None.png"]
+    assert out.best_classes["None.png"][0] == {"name": NAMES[1], "score": 0.625}
 
 
 def test_masks_and_xml_of_frames_are_files_where_they_are_wanted(tmp_path: Path) -> None:
@@ -158,8 +173,8 @@ def test_masks_and_xml_of_frames_are_files_where_they_are_wanted(tmp_path: Path)
     }
     frame_formats = frozenset({"json", "pictures", "voc"})
     with outputs(tmp_path, frame_formats=frame_formats) as out:
-        drawn = out.add(Place("a.jpg", "a"), image(), results)
-        out.add(Place("c.mp4", "c/000001", 1, 0.1), image(), results)
+        drawn = out.add(ImageInfo("a.jpg", "a"), image(), results)
+        out.add(ImageInfo("c.mp4", "c/000001", 1, 0.1), image(), results)
         out.finish()
     assert not np.array_equal(drawn, image())
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
@@ -173,7 +188,7 @@ def test_masks_and_xml_of_frames_are_files_where_they_are_wanted(tmp_path: Path)
 
 def test_an_error_leaves_no_spools(tmp_path: Path) -> None:
     with pytest.raises(KeyError), outputs(tmp_path) as out:
-        out.add(Place("a", "a"), image(), {"unknown": found()})
+        out.add(ImageInfo("a", "a"), image(), {"unknown": found()})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -195,7 +210,7 @@ def read_back(folder: Path, xml: bytes, size: tuple[int, int]) -> tuple[Any, lis
 
 def test_voc_xml_is_what_our_data_set_reads(tmp_path: Path) -> None:
     boxes = [(0, 0, 60, 40), (9, 19, 21, 30), (3.4, 4.6, 10.4, 10.6)]
-    xml = voc_xml(Place("dir/a & b\x02.png", "a"), (40, 60), [(found(*boxes), NAMES)])
+    xml = voc_xml("dir/a & b\x02.png", (40, 60), [(found(*boxes), NAMES)])
     assert b"<xmin>10</xmin><ymin>20</ymin><xmax>21</xmax><ymax>30</ymax>" in xml
     assert b"<filename>a &amp; b?.png</filename>" in xml
     read, names = read_back(tmp_path, xml, (40, 60))
@@ -210,7 +225,7 @@ def test_any_box_survives_the_way_through_xml(
 ) -> None:
     x1, x2 = sorted((ends[0] * width, ends[1] * width))
     y1, y2 = sorted((ends[2] * height, ends[3] * height))
-    xml = voc_xml(Place("a", "a"), (height, width), [(found((x1, y1, x2, y2)), NAMES)])
+    xml = voc_xml("a", (height, width), [(found((x1, y1, x2, y2)), NAMES)])
     read, _ = read_back(tmp_path_factory.mktemp("voc"), xml, (height, width))
     # rounded to pixels; a sliver is made two wide
     np.testing.assert_allclose(read, [(x1, y1, x2, y2)], atol=2.01)
@@ -222,11 +237,11 @@ def test_any_box_survives_the_way_through_xml(
 
 
 def test_a_picture_of_one_pixel_has_a_box_of_one(tmp_path: Path) -> None:
-    xml = voc_xml(Place("a", "a"), (1, 1), [(found((0, 0, 1, 1)), NAMES)])
+    xml = voc_xml("a", (1, 1), [(found((0, 0, 1, 1)), NAMES)])
     assert b"<xmin>1</xmin><ymin>1</ymin><xmax>1</xmax><ymax>1</ymax>" in xml
 
 
 def test_a_picture_without_boxes_is_an_annotation_without_objects(tmp_path: Path) -> None:
-    xml = voc_xml(Place("a", "a"), (40, 60), [(found(), NAMES)])
+    xml = voc_xml("a", (40, 60), [(found(), NAMES)])
     assert b"<object>" not in xml
     assert b"<size><width>60</width><height>40</height><depth>3</depth></size>" in xml

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mnv2det.commands.predict import video as module
-from mnv2det.commands.predict.video import Video, VideoFile, is_video
+from mnv2det.commands.predict.video import Video, VideoWriter, is_video
 from mnv2det.errors import DataError
 
 
@@ -37,14 +37,14 @@ def cut(path: Path, share: float) -> Path:
     return path
 
 
-def write(out: VideoFile, frames: int, error: Exception | None = None) -> None:
+def write(out: VideoWriter, frames: int, error: Exception | None = None) -> None:
     for number in range(frames):
         out.write(frame(number))
     if error:
         raise error
 
 
-def shots(video: Video) -> list[Any]:
+def frames_of(video: Video) -> list[Any]:
     return list(iter(video.read, None))
 
 
@@ -55,24 +55,24 @@ KINDS = [("a.avi", "MJPG"), ("a.mp4", "mp4v"), ("a.mkv", "MJPG"), ("a.mov", "mp4
 def test_frames_are_rgb_with_number_and_time(tmp_path: Path, name: str, codec: str) -> None:
     video = Video(film(tmp_path / name, codec=codec))
     assert (video.count, video.fps, video.live) == (30, pytest.approx(10), False)
-    found = shots(video)
-    assert [shot.frame for shot in found] == list(range(30))
-    assert [shot.seconds for shot in found] == pytest.approx([n / 10 for n in range(30)], abs=0.01)
-    for shot in found:
-        assert (shot.image.shape, shot.image.dtype) == ((48, 64, 3), np.uint8)
-        np.testing.assert_allclose(shot.image[5, 20], frame(shot.frame)[5, 20], atol=8)
-        np.testing.assert_allclose(shot.image[40, 20], frame(shot.frame)[40, 20], atol=8)
+    found = frames_of(video)
+    assert [read.number for read in found] == list(range(30))
+    assert [read.seconds for read in found] == pytest.approx([n / 10 for n in range(30)], abs=0.01)
+    for read in found:
+        assert (read.image.shape, read.image.dtype) == ((48, 64, 3), np.uint8)
+        np.testing.assert_allclose(read.image[5, 20], frame(read.number)[5, 20], atol=8)
+        np.testing.assert_allclose(read.image[40, 20], frame(read.number)[40, 20], atol=8)
     assert (video.passed, video.shortfall()) == (30, None)
     video.close()
 
 
 @pytest.mark.parametrize("every", [2, 7, 100])
-def test_every_so_manieth_frame(tmp_path: Path, every: int) -> None:
+def test_only_every_nth_frame_is_read(tmp_path: Path, every: int) -> None:
     video = Video(film(tmp_path / "a.avi"), every=every)
-    found = shots(video)
-    assert [shot.frame for shot in found] == list(range(0, 30, every))
-    assert [shot.seconds for shot in found] == pytest.approx([n / 10 for n in range(0, 30, every)], abs=0.01)
-    np.testing.assert_allclose(found[-1].image[5, 20], frame(found[-1].frame)[5, 20], atol=8)
+    found = frames_of(video)
+    assert [read.number for read in found] == list(range(0, 30, every))
+    assert [read.seconds for read in found] == pytest.approx([n / 10 for n in range(0, 30, every)], abs=0.01)
+    np.testing.assert_allclose(found[-1].image[5, 20], frame(found[-1].number)[5, 20], atol=8)
     assert (video.passed, video.shortfall()) == (30, None)
 
 
@@ -80,7 +80,7 @@ def test_every_so_manieth_frame(tmp_path: Path, every: int) -> None:
 @pytest.mark.parametrize("every", [1, 4])
 def test_a_video_cut_short_says_what_is_missing(tmp_path: Path, name: str, codec: str, every: int) -> None:
     video = Video(cut(film(tmp_path / name, codec=codec), 0.6), every=every)
-    assert 0 < len(shots(video)) < 30
+    assert 0 < len(frames_of(video)) < 30
     assert 10 < video.passed < 25
     assert video.shortfall() == f"{tmp_path / name}: cut short or damaged: {video.passed} of 30 frames could be read"
 
@@ -107,7 +107,7 @@ def test_a_name_that_looks_like_a_sequence_or_an_address_is_a_file(tmp_path: Pat
     monkeypatch.chdir(tmp_path)
     for name in ("clip_%03d.avi", "clip_001.avi", "file:x.avi"):
         film(tmp_path / "plain.avi", frames=3).rename(name)
-        assert len(shots(Video(Path(name)))) == 3
+        assert len(frames_of(Video(Path(name)))) == 3
 
 
 def test_videos_are_known_by_suffix_or_content(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_what_the_file_does_not_say(tmp_path: Path, monkeypatch: Any, count: flo
     monkeypatch.setattr(module, "_open", lambda source: Capture(count=count, fps=fps))
     video = Video(tmp_path / "a.mp4")
     assert (video.count, video.fps) == (None, 25.0)
-    assert [shot.seconds for shot in shots(video)] == pytest.approx([0, 0.04, 0.08, 0.12, 0.16])
+    assert [read.seconds for read in frames_of(video)] == pytest.approx([0, 0.04, 0.08, 0.12, 0.16])
     assert video.shortfall() is None
 
 
@@ -178,7 +178,7 @@ def test_a_camera_has_wall_time_and_no_end(monkeypatch: Any) -> None:
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
     video = Video(3)
     assert (video.name, video.live, video.count) == ("camera:3", True, None)
-    assert [shot.seconds for shot in shots(video)] == [0.0, 0.5]
+    assert [read.seconds for read in frames_of(video)] == [0.0, 0.5]
     assert video.shortfall() == "camera:3: gave no more frames after 2"
 
 
@@ -190,30 +190,30 @@ def test_a_camera_that_is_not_there_is_one_line(monkeypatch: Any) -> None:
 
 @pytest.mark.parametrize("fps", [0.5, 7.5, 24000 / 1001, 29.97, 60.0, 59.94006, 240.0])
 def test_what_is_written_can_be_read(tmp_path: Path, fps: float) -> None:
-    with VideoFile(tmp_path / "new" / "a", fps) as out:
+    with VideoWriter(tmp_path / "new" / "a", fps) as out:
         write(out, 9)
         assert not (tmp_path / "new" / "a.mp4").exists()
     assert out.written is not None
     assert [path.name for path in (tmp_path / "new").iterdir()] == [out.written.name]
     video = Video(out.written)
     assert (video.count, video.fps) == (9, pytest.approx(fps, rel=1e-3))
-    for shot in shots(video):
-        np.testing.assert_allclose(shot.image[5, 20], frame(shot.frame)[5, 20], atol=12)
+    for read in frames_of(video):
+        np.testing.assert_allclose(read.image[5, 20], frame(read.number)[5, 20], atol=12)
 
 
 def test_odd_sides_grow_by_a_pixel_and_other_sizes_are_scaled(tmp_path: Path) -> None:
-    with VideoFile(tmp_path / "a", 10) as out:
+    with VideoWriter(tmp_path / "a", 10) as out:
         out.write(frame(20, 47, 63))
         out.write(frame(20, 94, 126))
     assert out.written is not None
-    first, second = shots(Video(out.written))
+    first, second = frames_of(Video(out.written))
     assert first.image.shape == second.image.shape == (48, 64, 3)
     np.testing.assert_allclose(first.image[-1, -1], frame(20)[-1, -1], atol=12)
     np.testing.assert_allclose(second.image[40, 20], frame(20)[40, 20], atol=12)
 
 
 def test_a_timed_video_keeps_pace(tmp_path: Path) -> None:
-    with VideoFile(tmp_path / "a", 10, timed=True) as out:
+    with VideoWriter(tmp_path / "a", 10, timed=True) as out:
         for seconds in (0.0, 0.05, 0.5, 1.0):
             out.write(frame(1), seconds)
     assert out.written is not None
@@ -221,34 +221,37 @@ def test_a_timed_video_keeps_pace(tmp_path: Path) -> None:
 
 
 def test_without_frames_or_with_an_error_nothing_is_left(tmp_path: Path) -> None:
-    with VideoFile(tmp_path / "a", 10) as out:
+    with VideoWriter(tmp_path / "a", 10) as out:
         pass
     assert out.written is None
-    with pytest.raises(ValueError, match="mine"), VideoFile(tmp_path / "a", 10) as out:
+    with pytest.raises(ValueError, match="mine"), VideoWriter(tmp_path / "a", 10) as out:
         write(out, 2, ValueError("mine"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_other_codec_is_taken_where_the_first_is_missing(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(module, "CODECS", ((".mp4", "ZZZZ"), (".avi", "MJPG")))
-    with VideoFile(tmp_path / "a.b", 10) as out:
+    with VideoWriter(tmp_path / "a.b", 10) as out:
         out.write(frame(0))
     assert [path.name for path in tmp_path.iterdir()] == ["a.b.avi"]
     monkeypatch.setattr(module, "CODECS", ((".mp4", "ZZZZ"),))
-    with pytest.raises(DataError, match="OpenCV can encode no 64x48 video here"), VideoFile(tmp_path / "c", 10) as out:
+    with (
+        pytest.raises(DataError, match="OpenCV can encode no 64x48 video here"),
+        VideoWriter(tmp_path / "c", 10) as out,
+    ):
         out.write(frame(0))
     assert [path.name for path in tmp_path.iterdir()] == ["a.b.avi"]
 
 
 def test_a_full_disk_is_noticed(tmp_path: Path, monkeypatch: Any) -> None:
-    keep = module.VideoFile._keep
+    keep = module.VideoWriter._move_into_place
 
-    def lose(self: VideoFile) -> None:
+    def lose(self: VideoWriter) -> None:
         cut(Path(self._temporary), 0.5)
         keep(self)
 
-    monkeypatch.setattr(module.VideoFile, "_keep", lose)
+    monkeypatch.setattr(module.VideoWriter, "_move_into_place", lose)
     with pytest.raises(DataError, match=r"a.mp4: only 0 of 3 frames could be written; is the disk full\?"):  # noqa: SIM117
-        with VideoFile(tmp_path / "a", 9) as out:
+        with VideoWriter(tmp_path / "a", 9) as out:
             write(out, 3)
     assert list(tmp_path.iterdir()) == []

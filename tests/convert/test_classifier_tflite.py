@@ -10,7 +10,7 @@ from tflite_writer import RELU6, Layers, write_classifier
 from torch import Tensor, nn
 
 from mnv2det.convert.labels import read_labels
-from mnv2det.convert.tflite.classifier import convert_tflite
+from mnv2det.convert.tflite.convert import convert_tflite
 from mnv2det.data.images import read_image
 from mnv2det.errors import WeightsError
 from mnv2det.models.build import assemble
@@ -63,7 +63,7 @@ def refusal(data: bytes, folder: Path) -> str:
         convert_tflite(folder / "other.tflite")
     text = str(caught.value)
     assert "\n" not in text
-    assert "other.tflite: not a MobileNetV2" in text
+    assert "other.tflite: a TFLite file, but not a MobileNetV2" in text
     return text
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from ncnn_writer import RELU6, Storage, Writer
 
 from mnv2det.convert.graph import Graph
-from mnv2det.convert.ncnn.reader import is_ncnn, read_ncnn
+from mnv2det.convert.ncnn.layers import is_ncnn
+from mnv2det.convert.ncnn.reader import read_ncnn
 from mnv2det.errors import WeightsError
 
 ONES = np.ones((4, 3, 3, 3), np.float32)
@@ -63,7 +64,7 @@ def test_small_net(tmp_path: Path) -> None:
     graph = read_ncnn(small_net(tmp_path))
     assert kinds(graph) == ["CONV_2D", "RELU6", "DEPTHWISE_CONV_2D", "ADD"]
     first, relu, second, add = graph.operators
-    assert (first.index, first.name, first.place) == (1, "first", "operator 1 'first'")
+    assert (first.index, first.name, first.display_name) == (1, "first", "operator 1 'first'")
     assert first.attributes == {"activation": "NONE", "stride": (2, 2), "dilation": (1, 1), "padding": "SAME"}
     assert second.attributes["activation"] == "RELU6"
     assert [info.shape for info in (*graph.inputs, *first.outputs, *add.outputs)] == [
@@ -210,16 +211,16 @@ def test_missing_and_other_files_are_refused_by_name(tmp_path: Path) -> None:
     path = small_net(tmp_path)
     data = path.with_suffix(".bin").read_bytes()
     path.with_suffix(".bin").unlink()
-    assert "net.bin: no such file" in refusal(path)
+    assert "net.bin: no such ncnn file" in refusal(path)
     path.with_suffix(".bin").write_bytes(data)
     path.write_bytes(b"\x5d\x86\x76\x00")
     assert "not a text .param of ncnn" in refusal(path)
     path.write_bytes(b"7767517\n" + b" " * (1 << 20))
     assert "over 1,048,576 bytes" in refusal(path)
     path.unlink()
-    assert "net.param: no such file" in refusal(path)
+    assert "net.param: no such ncnn file" in refusal(path)
     assert "ends in .param or .bin" in refusal(tmp_path / "net.tflite")
-    assert "no such file" in refusal(tmp_path / "nowhere" / "net.param")
+    assert "no such ncnn file" in refusal(tmp_path / "nowhere" / "net.param")
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mnv2det.config import BadData
+from mnv2det.convert.ncnn.convert import convert_ncnn
 from mnv2det.convert.ncnn.layers import parse_param, read_bin
-from mnv2det.convert.ncnn.ssdlite import convert_ncnn
 from mnv2det.data.formats.voc import VOC
 from mnv2det.data.images import read_image
 from mnv2det.data.loader import eval_loader

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mnv2det.convert.reestimate import Moments, reestimate
-from mnv2det.convert.tflite.classifier import convert_tflite
+from mnv2det.convert.reestimate import ChannelStatistics, reestimate
+from mnv2det.convert.tflite.convert import convert_tflite
 from mnv2det.data.images import list_images, read_image
 from mnv2det.errors import WeightsError
 from mnv2det.models.build import assemble
@@ -53,15 +53,15 @@ def logits(model: Model, images: Tensor, *, train: bool = False) -> Tensor:
     return result
 
 
-def test_moments_are_those_of_all_batches_together() -> None:
+def test_statistics_are_those_of_all_batches_together() -> None:
     torch.manual_seed(0)
     values = torch.randn(7, 3, 5, 4) * torch.tensor([1.0, 1e-3, 5.0])[:, None, None] + 1000
-    moments = Moments()
+    statistics = ChannelStatistics()
     for batch in values.split([3, 1, 3]):
-        moments.add(batch)
+        statistics.add(batch)
     exact = values.double().transpose(0, 1).flatten(1)
-    torch.testing.assert_close(moments.mean, exact.mean(1), rtol=1e-13, atol=0)
-    torch.testing.assert_close(moments.variance, exact.var(1, unbiased=False), rtol=1e-9, atol=0)
+    torch.testing.assert_close(statistics.mean, exact.mean(1), rtol=1e-13, atol=0)
+    torch.testing.assert_close(statistics.variance, exact.var(1, unbiased=False), rtol=1e-9, atol=0)
 
 
 def test_function_stays_and_train_mode_agrees() -> None:

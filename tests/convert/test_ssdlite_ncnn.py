@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from ncnn_writer import EXTRAS, LOWEST, RELU6, Layers, Storage, load_detector, random_detector, write_detector
 from torch import Tensor
 
+from mnv2det.convert.ncnn.convert import convert_ncnn
 from mnv2det.convert.ncnn.layers import parse_param, read_bin
-from mnv2det.convert.ncnn.ssdlite import convert_ncnn
 from mnv2det.convert.reestimate import reestimate
 from mnv2det.errors import WeightsError
 from mnv2det.models.build import from_file
@@ -41,7 +41,7 @@ def refusal(path: Path) -> str:
         convert_ncnn(path)
     text = str(caught.value)
     assert "\n" not in text
-    assert f"{path.name}: not a MobileNetV2 SSDLite:" in text
+    assert f"{path.name}: an ncnn file, but not a MobileNetV2 SSDLite:" in text
     return text
 
 

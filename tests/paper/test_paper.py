@@ -12,10 +12,10 @@ from mnv2det.cli import main
 from mnv2det.errors import ConfigError
 from mnv2det.models.counting import multiply_adds
 from mnv2det.paper import values as paper_values
-from mnv2det.paper.document import as_json, as_text, choose, draw, into_document, tables, trade_off
-from mnv2det.paper.format import Column, Figure, Table, markdown, text
-from mnv2det.paper.memory import blocks, convolutions, largest, peak
-from mnv2det.paper.tables import TABLES, V1, V2, bare, build, build_backbone, image
+from mnv2det.paper.document import draw_figures, trade_off, update_regions
+from mnv2det.paper.format import Column, Table, Value, as_data, as_markdown, as_text
+from mnv2det.paper.memory import blocks, convolutions, image, largest, peak
+from mnv2det.paper.tables import TABLES, V1, V2, bare, build, build_backbone, choose, compute
 from mnv2det.report.plots import draw_ablations, spiral, through_relu
 
 Tables = dict[str, list[Table]]
@@ -23,27 +23,27 @@ Tables = dict[str, list[Table]]
 
 @pytest.fixture(scope="module")
 def found() -> Tables:
-    return dict(tables(choose([])))
+    return {key: compute(key) for key in choose([])}
 
 
 def here(found: Tables, key: str, row: str, column: str) -> float:
-    """A computed figure, in its column's unit."""
-    (figure,) = [
-        figure.here / head.unit
+    """A computed value, in its column's unit."""
+    (number,) = [
+        value.here / head.unit
         for group in found.values()
         for table in group
         if table.key == key
-        for name, head, figure in table.cells()
+        for name, head, value in table.cells()
         if (name, head.name) == (row, column)
     ]
-    return figure
+    return number
 
 
-def test_every_figure_is_the_papers_or_explained_and_nothing_else_is(found: Tables):
+def test_every_value_is_the_papers_or_explained_and_no_other_is_explained(found: Tables):
     explained = set(paper_values.NOTES)
     differing = {(table.key, *cell) for group in found.values() for table in group for cell in table.disagreements()}
     assert differing == explained
-    computed = [figure for group in found.values() for t in group for _, _, figure in t.cells() if None not in figure]
+    computed = [value for group in found.values() for t in group for _, _, value in t.cells() if None not in value]
     assert len(computed) > 120
 
 
@@ -80,7 +80,7 @@ def test_every_figure_is_the_papers_or_explained_and_nothing_else_is(found: Tabl
         ("7", "MNet V1 / 8 / ASPP MF", "MAdds B as TensorFlow", 990.8, 0.05),
     ],
 )
-def test_computed_figures(found: Tables, key: str, row: str, column: str, value: float, within: float):
+def test_computed_values(found: Tables, key: str, row: str, column: str, value: float, within: float):
     assert here(found, key, row, column) == pytest.approx(value, abs=within)
 
 
@@ -91,7 +91,7 @@ def test_the_architecture_is_table_2(found: Tables):
     assert sum(int(row[4]) for row in paper_values.TABLE_2 if row[1] == "bottleneck") == 17
     assert [labels[0] for labels, _ in widths.rows] == ["1.4", "1.3", "1.0", "0.75", "0.5", "0.35"]
     # "we apply width multiplier to all layers except the very last convolutional layer"
-    assert [figures[-1].here for _, figures in widths.rows] == [1792, 1664, 1280, 1280, 1280, 1280]
+    assert [values[-1].here for _, values in widths.rows] == [1792, 1664, 1280, 1280, 1280, 1280]
 
 
 def test_table_3s_other_channels_are_those_of_a_network_that_halves_elsewhere():
@@ -112,15 +112,15 @@ def test_tables_7s_ratio_in_the_text_asks_for_tensorflows_count(found: Tables):
 
 def test_agreement_is_less_than_one_of_the_last_digit_or_a_hundredth():
     column = Column("M", 1e6)
-    assert column.agrees(Figure("3.4", 3.49e6))
-    assert not column.agrees(Figure("3.4", 3.51e6))
-    assert column.agrees(Figure("300", 302.9e6))
-    assert not column.agrees(Figure("300", 303.1e6))
-    assert column.agrees(Figure(None, 5.0))
-    assert column.agrees(Figure("5", None))
+    assert column.agrees(Value("3.4", 3.49e6))
+    assert not column.agrees(Value("3.4", 3.51e6))
+    assert column.agrees(Value("300", 302.9e6))
+    assert not column.agrees(Value("300", 303.1e6))
+    assert column.agrees(Value(None, 5.0))
+    assert column.agrees(Value("5", None))
     exact = Column("channels", exact=True)
-    assert exact.agrees(Figure("1280", 1280))
-    assert not exact.agrees(Figure("1280", 1281))
+    assert exact.agrees(Value("1280", 1280))
+    assert not exact.agrees(Value("1280", 1281))
 
 
 def test_counting_without_norms_counts_the_same():
@@ -165,7 +165,7 @@ def test_largest_tensors_by_resolution():
 
 def test_the_document_is_up_to_date(found: Tables, root: Path):
     document = (root / "docs/paper.md").read_text()
-    assert into_document(document, found, where="docs/paper.md") == document, (
+    assert update_regions(document, found, where="docs/paper.md") == document, (
         "run: mnv2det paper --markdown docs/paper.md"
     )
     shown = " ".join(match for match in re.findall(r"<!-- tables ([\d. ]+) -->", document)).split()
@@ -174,32 +174,34 @@ def test_the_document_is_up_to_date(found: Tables, root: Path):
 
 def test_only_marked_regions_are_written():
     table = Table("5", "Title", ("head",), [Column("MAdds", 1e9, 3)])
-    table.rows.append((("SSDLite",), [Figure("0.35", 0.178e9)]))
+    table.rows.append((("SSDLite",), [Value("0.35", 0.178e9)]))
     table.notes = {("SSDLite", "MAdds"): "Because."}
     rows = "| head | MAdds, paper | MAdds, here |\n| --- | ---: | ---: |\n| SSDLite | 0.35 | 0.178 [1] |\n"
-    assert markdown(table) == f"**Title**\n\n{rows}\n- [1] Because.\n"
-    assert "SSDLite   0.35  0.178 [1]\n[1] Because." in text(table)
+    assert as_markdown(table) == f"**Title**\n\n{rows}\n- [1] Because.\n"
+    assert "SSDLite   0.35  0.178 [1]\n[1] Because." in as_text(table)
     document = "before\n<!-- tables 5 -->\nold\n<!-- /tables -->\nafter\n<!-- tables 4 5 -->\nkept\n<!-- /tables -->\n"
-    new = into_document(document, {"5": [table]}, where="a.md")
+    new = update_regions(document, {"5": [table]}, where="a.md")
     assert new.startswith("before\n<!-- tables 5 -->\n\n**Title**")
     assert new.endswith("<!-- /tables -->\nafter\n<!-- tables 4 5 -->\nkept\n<!-- /tables -->\n")
     assert "old" not in new
-    assert into_document(new, {"5": [table]}, where="a.md") == new
-    made = into_document("", {"5": [table]}, where="a.md")
+    assert update_regions(new, {"5": [table]}, where="a.md") == new
+    made = update_regions("", {"5": [table]}, where="a.md")
     assert "# " in made
-    assert into_document(made, {"5": [table]}, where="a.md") == made
+    assert update_regions(made, {"5": [table]}, where="a.md") == made
     with pytest.raises(ConfigError, match=r"a\.md: nowhere to write to"):
-        into_document("text", {"5": [table]}, where="a.md")
+        update_regions("text", {"5": [table]}, where="a.md")
     with pytest.raises(ConfigError, match=r"a\.md: <!-- tables 9 -->: no such table"):
-        into_document("<!-- tables 9 -->\n<!-- /tables -->", {"5": [table]}, where="a.md")
+        update_regions("<!-- tables 9 -->\n<!-- /tables -->", {"5": [table]}, where="a.md")
 
 
 def test_text_and_json_say_the_same(found: Tables):
-    data = as_json(found)
-    assert list(data) == ["2", "2.1", "3", "4", "4.1", "5", "5.1", "6", "7"]
-    cell = data["5"]["rows"]["SSDLite"]["MAdds B"]
+    assert [table.key for group in found.values() for table in group] == [
+        "2", "2.1", "3", "4", "4.1", "5", "5.1", "6", "7",
+    ]  # fmt: skip
+    (table,) = found["5"]
+    cell = as_data(table)["rows"]["SSDLite"]["MAdds B"]
     assert (cell["paper"], cell["agrees"], round(cell["here"], 3)) == ("0.35", False, 0.178)
-    assert cell["note"] in as_text(found["5"])
+    assert cell["note"] in as_text(table)
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], root: Path):
@@ -221,9 +223,9 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], root: 
 def test_relu_keeps_the_share_of_points_that_theorem_1_says(dimension: int):
     points, kept = spiral(200), []
     for seed in range(400):
-        back, each = through_relu(points, dimension, np.random.default_rng(seed))
+        back, apart = through_relu(points, dimension, np.random.default_rng(seed))
         assert back.shape == points.shape
-        kept.append(each.mean())
+        kept.append(apart.mean())
     # all sign patterns are equally likely, and two positive channels are enough
     assert np.mean(kept) == pytest.approx(1 - (1 + dimension) / 2**dimension, abs=0.04)
 
@@ -266,18 +268,18 @@ def test_trade_off_is_that_of_figure_5():
 
 def test_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("matplotlib")
-    for file in draw(tmp_path / "new"):
+    for file in draw_figures(tmp_path / "new"):
         assert file.read_bytes().startswith(b"\x89PNG")
         assert file.stat().st_size > 10_000
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ConfigError, match=r"pip install 'mnv2det\[plots\]'"):
-        draw(tmp_path)
+        draw_figures(tmp_path)
 
 
 def test_the_plot_of_ablations(tmp_path: Path):
     pytest.importorskip("matplotlib")
     curves = {"linear": [{10: 0.2, 20: 0.4}, {10: 0.3, 20: 0.5}], "ReLU6": [{10: 0.1, 20: 0.3}]}
-    draw_ablations(tmp_path / "6.png", {"bottleneck": curves, "again": curves}, figure="top-1")
+    draw_ablations(tmp_path / "6.png", {"bottleneck": curves, "again": curves}, metric="top-1")
     assert (tmp_path / "6.png").stat().st_size > 10_000
 
 

@@ -12,7 +12,7 @@ from small_models import picture, weights
 from mnv2det.cli import main
 from mnv2det.errors import ConfigError
 from mnv2det.runtime.predictor import Predictor
-from mnv2det.runtime.strips.meter import peak_memory
+from mnv2det.testing import peak_memory
 
 
 @pytest.mark.parametrize("budget", [0, 200_000])

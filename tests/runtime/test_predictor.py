@@ -16,7 +16,7 @@ from mnv2det.export.program import ExportMetadata
 from mnv2det.models.build import assemble, from_file
 from mnv2det.models.weight_file import save_weights
 from mnv2det.runtime.base import write
-from mnv2det.runtime.predictor import Predictor, coco_results
+from mnv2det.runtime.predictor import Predictor
 from mnv2det.structures import Detections, Fit, Preprocess
 
 
@@ -158,10 +158,3 @@ def test_importing_data_registers_the_augmentations_without_their_library(root: 
 def test_a_folder_without_weights_is_refused(tmp_path: Path):
     with pytest.raises(WeightsError, match=r"no best\.safetensors in this folder"):
         Predictor(tmp_path)
-
-
-def test_coco_results_have_width_and_height_and_the_json_ids():
-    found = Detections(torch.tensor([[1.0, 2, 11, 22]]), torch.tensor([0.5]), torch.tensor([1]))
-    assert coco_results(found, 7, [10, 20]) == [
-        {"image_id": 7, "category_id": 20, "bbox": [1.0, 2.0, 10.0, 20.0], "score": 0.5}
-    ]

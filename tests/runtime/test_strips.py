@@ -27,10 +27,11 @@ from mnv2det.models.model import Model
 from mnv2det.paper.memory import blocks
 from mnv2det.runtime.predictor import Predictor
 from mnv2det.runtime.strips.backbone import StripBackbone, memory_efficient
-from mnv2det.runtime.strips.meter import peak_memory
-from mnv2det.runtime.strips.plan import Plan, Window
+from mnv2det.runtime.strips.plan import Plan
+from mnv2det.runtime.strips.rows import Window
 from mnv2det.runtime.torch_runtime import TorchSession
 from mnv2det.structures import Preprocess
+from mnv2det.testing import peak_memory
 
 ALL = ("stem", "block1", "block2.expand", "block4", "block7", "block14.expand", "block17", "last")
 PLAIN = ("last",)

@@ -1,1 +1,1 @@
-"""Predicting files, folders, videos and cameras."""
+"""Predicts files, folders, videos and cameras."""

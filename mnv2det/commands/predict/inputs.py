@@ -1,10 +1,12 @@
-"""What is to be predicted: files, folders, patterns and cameras."""
+"""Lists what is to be predicted: files, folders, patterns and cameras."""
 
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,12 +18,12 @@ ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 CAMERA = re.compile(r"camera:(\d{1,3})")
 
 
-class Source(NamedTuple):
-    """One input.
+class Input(NamedTuple):
+    """A picture, a video or a camera.
 
     Attributes:
-        file: A file, or the number of a camera.
-        stem: Of the files written for it, unlike that of any other input.
+        file: The file, or the number of the camera.
+        stem: Stem of the files that are written for it; no other input has the same.
         video: Whether it is a video or camera.
     """
 
@@ -31,64 +33,63 @@ class Source(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As results call it."""
+        """Its name in results and messages."""
         return f"camera:{self.file}" if isinstance(self.file, int) else str(self.file)
 
     @property
-    def picture(self) -> str:
-        """Name of the annotated picture: the input's, or a png where its suffix is no picture's."""
+    def picture_name(self) -> str:
+        """File name of the annotated picture: with the input's suffix, or png where that is no picture's."""
         suffix = self.file.suffix.lower() if isinstance(self.file, Path) else ""
         return self.stem + (suffix if suffix in EXTENSIONS else ".png")
 
 
-def sources_of(inputs: Sequence[str]) -> list[Source]:
-    """All inputs in order, each with a stem of its own.
+def list_inputs(patterns: Sequence[str | os.PathLike[str]]) -> list[Input]:
+    """Lists all inputs in order, each with a stem of its own.
 
     Args:
-        inputs: Files, folders (with all pictures and videos below them), patterns, ``camera:0``.
+        patterns: Files, folders (with all pictures and videos below them), glob patterns, ``camera:0``.
 
     Raises:
-        DataError: One does not exist, matches nothing or is an address.
+        DataError: One of them does not exist, matches nothing or is an address.
     """
     taken: set[str] = set()
-    sources = []
-    for file in (file for item in inputs for file in _expand(item)):
+    inputs = []
+    for file in (file for pattern in patterns for file in _expand(os.fspath(pattern))):
         plain = f"camera{file}" if isinstance(file, int) else file.stem
-        stem, number = plain, 1
-        while stem in taken:
-            number += 1
-            stem = f"{plain}_{number}"
+        candidates = chain([plain], (f"{plain}_{number}" for number in count(2)))
+        stem = next(name for name in candidates if name not in taken)
         taken.add(stem)
-        sources.append(Source(file, stem, isinstance(file, int) or is_video(file)))
-    return sources
+        inputs.append(Input(file, stem, isinstance(file, int) or is_video(file)))
+    return inputs
 
 
-def refuse_overwriting(sources: Sequence[Source], folder: Path, formats: frozenset[str]) -> None:
-    """Makes sure that no file that is read is one that would be written, by whatever way it is named.
+def refuse_overwriting(inputs: Sequence[Input], folder: Path, formats: frozenset[str]) -> None:
+    """Makes sure that no file that is read would be overwritten, whatever path leads to it.
 
     Args:
-        sources: Of `sources_of`.
+        inputs: From `list_inputs`.
         folder: The output folder.
         formats: What is to be written.
 
     Raises:
-        DataError: One is.
+        DataError: One would be.
     """
-    made = [folder / f"predictions.{kind}" for kind in ("json", "csv") if kind in formats]
-    for item in sources:
-        pictures = [item.stem + suffix for suffix, _ in CODECS] if item.video else [item.picture]
-        made += [folder / name for name in pictures if "pictures" in formats]
-    ours = {path.resolve() for path in made}
-    # a file or, of a video, a folder for each; of several tasks in folders of their own
-    below = [(folder / kind).resolve() for kind in ("masks", "voc") if kind in formats]
-    read = {item.file.resolve() for item in sources if isinstance(item.file, Path)}
-    own = sorted(path for path in read if path in ours or any(path.is_relative_to(kind) for kind in below))
-    if own:
-        raise DataError(f"--out {folder}: would overwrite the picture {own[0]}; choose another folder")
+    written = [folder / f"predictions.{kind}" for kind in ("json", "csv") if kind in formats]
+    if "pictures" in formats:
+        for item in inputs:
+            names = [item.stem + suffix for suffix, _ in CODECS] if item.video else [item.picture_name]
+            written += [folder / name for name in names]
+    paths = {path.resolve() for path in written}
+    # these hold a file or, for a video, a folder per input, or such a folder per task
+    folders = [(folder / kind).resolve() for kind in ("masks", "voc") if kind in formats]
+    read = {item.file.resolve() for item in inputs if isinstance(item.file, Path)}
+    overwritten = sorted(path for path in read if path in paths or any(path.is_relative_to(f) for f in folders))
+    if overwritten:
+        raise DataError(f"--out {folder}: would overwrite the picture {overwritten[0]}; choose another folder")
 
 
 def _expand(item: str) -> list[Path] | list[int]:
-    """The files that an input stands for, or a camera's number."""
+    """The files that an argument stands for, or the number of a camera."""
     if ADDRESS.match(item):
         raise DataError(f"{item}: addresses are not fetched; expected a file, folder, pattern or camera:0")
     if item.startswith("camera:"):
@@ -106,7 +107,7 @@ def _expand(item: str) -> list[Path] | list[int]:
         listed, what = (Path(name) for name in glob.iglob(item, recursive=True)), "no image or video matches"
     else:
         raise DataError(f"{item}: no such image, video or folder")
-    found = sorted({path for path in listed if path.suffix.lower() in known and path.is_file()})
-    if not found:
+    files = sorted({path for path in listed if path.suffix.lower() in known and path.is_file()})
+    if not files:
         raise DataError(f"{item}: {what} (looked for {', '.join(sorted(known))})")
-    return found
+    return files

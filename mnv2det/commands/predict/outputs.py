@@ -1,4 +1,4 @@
-"""Files of predictions: COCO-style json, VOC xml, csv, masks and annotated pictures."""
+"""Writes predictions: COCO-style json, VOC xml, csv, masks and annotated pictures."""
 
 from __future__ import annotations
 
@@ -6,46 +6,45 @@ import contextlib
 import csv
 import io
 import json
-import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
-from xml.sax.saxutils import escape
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mnv2det.commands.predict.voc_xml import voc_xml
 from mnv2det.errors import ConfigError, near
 from mnv2det.io import write_atomically
 from mnv2det.report.draw import draw_detections, draw_mask, encode_mask
-from mnv2det.runtime.predictor import coco_results
 from mnv2det.structures import Detections, Result, Scores, Segmentation
 
-# what a model must find for a format to have anything in it: keys of `Head.target_key`
-NEEDS = {
+# formats, and which of a model's results they hold, by `Head.target_key`
+FORMATS = {
     "json": {"labels", "mask", "label"},
     "voc": {"labels"},
     "csv": {"labels", "label"},
     "masks": {"mask"},
     "pictures": {"labels", "mask", "label"},
 }
-FINDS = {"labels": "boxes", "mask": "masks", "label": "classes of pictures"}
+RESULTS = {"labels": "boxes", "mask": "masks", "label": "classes of pictures"}
 COLUMNS = ("file", "frame", "class", "score", "x1", "y1", "x2", "y2")
-NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-BEST = 5  # classes written for a picture
+BEST = 5  # classes that are written for a picture
 
 
-class Place(NamedTuple):
-    """What a picture or frame is called.
+class ImageInfo(NamedTuple):
+    """Which picture or frame results belong to.
 
     Attributes:
-        file: The input's name as it was given.
-        stem: Of the files written for it alone, below their folders: ``a``, or ``clip/000012``.
-        frame: Its number in a video, from 0.
-        seconds: Its time there.
+        file: Name of the input.
+        stem: Path of the files that are written for it alone, below the folders of their formats and without suffix:
+            ``a``, or ``clip/000012``.
+        frame: Number of the frame in a video, from 0; None for a picture.
+        seconds: Time of the frame in the video.
     """
 
     file: str
@@ -54,46 +53,49 @@ class Place(NamedTuple):
     seconds: float | None = None
 
 
-def choose(formats: Sequence[str] | None, kinds: Collection[str]) -> frozenset[str]:
-    """The formats to write.
+def choose_formats(formats: Sequence[str] | None, targets: Collection[str], *, pictures: bool = True) -> frozenset[str]:
+    """Chooses the formats to write.
 
     Args:
-        formats: As named; None takes json, pictures and, from a segmenter, masks.
-        kinds: ``target_key`` of the model's heads.
+        formats: Names among `FORMATS`; None chooses json, pictures and, for a segmenter, masks.
+        targets: ``target_key`` of the model's heads.
+        pictures: Whether annotated pictures are wanted.
 
     Raises:
-        ConfigError: There is no such format, or this model has nothing to write in it.
+        ConfigError: There is no such format, this model has nothing to write in it, or pictures are both named and not
+            wanted.
     """
     if formats is None:
-        return frozenset({"json", "pictures"} | ({"masks"} if "mask" in kinds else set()))
+        return frozenset({"json"} | ({"pictures"} if pictures else set()) | ({"masks"} if "mask" in targets else set()))
     for name in formats:
-        if name not in NEEDS:
-            raise ConfigError(f"formats: no format '{name}'{near(name, NEEDS)}")
-        if not NEEDS[name] & set(kinds):
-            finds = " and ".join(FINDS[kind] for kind in FINDS if kind in kinds)
-            raise ConfigError(f"formats: nothing to write as {name}: this model finds {finds}")
+        if name not in FORMATS:
+            raise ConfigError(f"formats: no format '{name}'{near(name, FORMATS)}")
+        if not FORMATS[name] & set(targets):
+            results = " and ".join(RESULTS[target] for target in RESULTS if target in targets)
+            raise ConfigError(f"formats: nothing to write as {name}: this model finds {results}")
+    if "pictures" in formats and not pictures:
+        raise ConfigError("formats: names pictures, but no pictures are wanted")
     return frozenset(formats)
 
 
 class Outputs:
-    """All that a run writes, but for the pictures and videos themselves.
+    """Writes all files of a run, except for annotated pictures and videos.
 
-    Rows are kept in nameless temporary files, so that memory does not grow with the run, and put
-    in place by `finish`.
+    Rows of the json and the csv are kept in unnamed temporary files, so that memory does not grow with the run;
+    `finish` puts them together.
 
     Args:
-        folder: Made if it is missing.
-        formats: Among those of `choose`; of ``voc`` and ``masks`` there is a file per picture.
-        frame_formats: Likewise, for the frames of videos.
+        folder: Made if it does not exist.
+        formats: From `choose_formats`; for ``voc`` and ``masks`` a file per picture is written.
+        frame_formats: The same for the frames of videos.
         classes: Task name to class names.
-        categories: By detecting task, the json's ``{id, name}`` of its classes.
-        segmenters: The tasks that find masks.
-        threshold: Least score that is written and drawn.
+        targets: Task name to ``target_key`` of its head.
+        threshold: The lowest score that is written and drawn.
 
     Attributes:
-        images: Pictures and frames so far.
-        detections: Boxes so far.
-        classes_of: File to its best classes; pictures only, not frames.
+        images: Number of pictures and frames so far.
+        detections: Number of boxes so far.
+        best_classes: File to its best classes, from a classifier; for pictures only, not for frames.
 
     Raises:
         OSError: A file cannot be written.
@@ -106,15 +108,20 @@ class Outputs:
         formats: Collection[str],
         frame_formats: Collection[str],
         classes: Mapping[str, Sequence[str]],
-        categories: Mapping[str, Sequence[Mapping[str, Any]]],
-        segmenters: Sequence[str],
+        targets: Mapping[str, str],
         threshold: float,
     ) -> None:
         self.folder, self.formats, self.frame_formats = folder, formats, frame_formats
-        self.classes, self.categories, self.threshold = classes, categories, threshold
-        self.mask_classes = {task: list(classes[task]) for task in segmenters}
+        self.classes, self.threshold = classes, threshold
+        numbers = count(1)  # through the classes of all detecting tasks
+        self.categories: dict[str, list[dict[str, Any]]] = {
+            task: [{"id": next(numbers), "name": name} for name in classes[task]]
+            for task, target in targets.items()
+            if target == "labels"
+        }
+        self.mask_classes = {task: list(classes[task]) for task, target in targets.items() if target == "mask"}
         self.images, self.detections = 0, 0
-        self.classes_of: dict[str, list[dict[str, Any]]] = {}
+        self.best_classes: dict[str, list[dict[str, Any]]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self._spools = contextlib.ExitStack()
         self._images, self._annotations, self._rows = (
@@ -128,26 +135,26 @@ class Outputs:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         self._spools.close()
 
-    def add(self, place: Place, image: NDArray[np.uint8], found: Mapping[str, Result]) -> NDArray[np.uint8]:
-        """Writes what was found in one picture.
+    def add(self, info: ImageInfo, image: NDArray[np.uint8], results: Mapping[str, Result]) -> NDArray[np.uint8]:
+        """Writes the results of one picture.
 
         Args:
-            place: What it is called.
+            info: Which picture it is.
             image: uint8 (H, W, 3), RGB.
-            found: As `Predictor` gives it.
+            results: As `Predictor` returns them.
 
         Returns:
-            The annotated picture, uint8 (H, W, 3); the picture itself unless ``pictures`` are wanted.
+            The annotated picture, uint8 (H, W, 3); the picture itself unless ``pictures`` are written.
         """
-        formats = self.formats if place.frame is None else self.frame_formats
+        formats = self.formats if info.frame is None else self.frame_formats
         self.images += 1
         height, width = image.shape[:2]
-        entry: dict[str, Any] = {"id": self.images, "file_name": place.file, "height": height, "width": width}
-        if place.frame is not None:
-            entry |= {"frame": place.frame, "time_s": round(place.seconds or 0.0, 4)}
+        entry: dict[str, Any] = {"id": self.images, "file_name": info.file, "height": height, "width": width}
+        if info.frame is not None:
+            entry |= {"frame": info.frame, "time_s": round(info.seconds or 0.0, 4)}
         boxes: list[tuple[Detections, Sequence[str]]] = []
-        # masks lie below boxes
-        for task, result in sorted(found.items(), key=lambda item: isinstance(item[1], Detections)):
+        # masks are drawn first, so that boxes lie on top
+        for task, result in sorted(results.items(), key=lambda item: isinstance(item[1], Detections)):
             names = self.classes[task]
             if isinstance(result, Detections):
                 kept = result.scores >= self.threshold
@@ -155,119 +162,102 @@ class Outputs:
                 boxes.append((result, names))
                 self.detections += len(result.scores)
                 ids = [category["id"] for category in self.categories[task]]
-                _append(self._annotations, map(json.dumps, coco_results(result, self.images, ids)), ",\n")
-                self._append_csv(place, _box_rows(result, names))
+                _append(self._annotations, map(json.dumps, coco_results(result, self.images, ids)))
+                self._append_csv(info, _box_rows(result, names))
                 if "pictures" in formats:
                     image = draw_detections(image, result, names)
             elif isinstance(result, Segmentation):
                 mask = result.mask.cpu().numpy()
-                self._add_mask(entry, task, mask, place if "masks" in formats else None)
+                self._add_mask(entry, task, mask, info.stem if "masks" in formats else None)
                 if "pictures" in formats:
                     image = draw_mask(image, mask, names)
             elif isinstance(result, Scores):
                 entry["classes"] = _best_classes(result, names)
-                self._append_csv(place, [(best["name"], best["score"]) for best in entry["classes"]])
-                if place.frame is None:
-                    self.classes_of[place.file] = entry["classes"]
+                self._append_csv(info, ((best["name"], best["score"], "", "", "", "") for best in entry["classes"]))
+                if info.frame is None:
+                    self.best_classes[info.file] = entry["classes"]
         if "voc" in formats:
-            write(self.folder / "voc" / f"{place.stem}.xml", voc_xml(place, (height, width), boxes))
-        _append(self._images, [json.dumps(entry)], ",\n")
+            write(self.folder / "voc" / f"{info.stem}.xml", voc_xml(info.file, (height, width), boxes))
+        _append(self._images, [json.dumps(entry)])
         return image
 
-    def _add_mask(self, entry: dict[str, Any], task: str, mask: NDArray[np.uint8], place: Place | None) -> None:
-        """Notes what a mask holds, and writes it if it has a place."""
+    def _add_mask(self, entry: dict[str, Any], task: str, mask: NDArray[np.uint8], stem: str | None) -> None:
+        """Adds the classes of a mask to an image's entry, and writes the mask if it has a stem."""
         several = len(self.mask_classes) > 1
-        found: dict[str, Any] = {"pixels": _shares(mask, self.mask_classes[task])}
-        if place is not None:
-            found["mask"] = f"masks/{f'{task}/' if several else ''}{place.stem}.png"
-            write(self.folder / found["mask"], encode_mask(mask))
-        entry.update({task: found} if several else found)
+        content: dict[str, Any] = {"pixels": _class_shares(mask, self.mask_classes[task])}
+        if stem is not None:
+            content["mask"] = f"masks/{f'{task}/' if several else ''}{stem}.png"
+            write(self.folder / content["mask"], encode_mask(mask))
+        entry.update({task: content} if several else content)
 
     def finish(self) -> None:
-        """Puts the json and the csv in place."""
+        """Writes the json and the csv."""
         if "json" in self.formats:
             write_atomically(self.folder / "predictions.json", self._write_json)
         if "csv" in self.formats:
             write_atomically(self.folder / "predictions.csv", self._write_csv)
 
-    def _append_csv(self, place: Place, rows: Iterable[Sequence[Any]]) -> None:
-        frame = "" if place.frame is None else place.frame
-        _append(self._rows, (_csv_line((place.file, frame, *row)) for row in rows), "")
+    def _append_csv(self, info: ImageInfo, rows: Iterable[Sequence[Any]]) -> None:
+        frame = "" if info.frame is None else info.frame
+        self._rows.write(_csv_lines((info.file, frame, *row) for row in rows))
 
     def _write_json(self, file: BinaryIO) -> None:
         file.write(b'{"images": [')
         _copy(self._images, file)
         file.write(b'],\n"annotations": [')
         _copy(self._annotations, file)
-        categories = [category for part in self.categories.values() for category in part]
+        categories = [*chain(*self.categories.values())]
         rest = {"categories": categories} | ({"mask_classes": self.mask_classes} if self.mask_classes else {})
         file.write(b"],\n" + json.dumps(rest)[1:].encode() + b"\n")
 
     def _write_csv(self, file: BinaryIO) -> None:
-        file.write(_csv_line(COLUMNS).encode())
+        file.write(_csv_lines([COLUMNS]))
         _copy(self._rows, file)
 
 
-def voc_xml(place: Place, size: tuple[int, int], found: Sequence[tuple[Detections, Sequence[str]]]) -> bytes:
-    """An annotation as PASCAL VOC's tools and our data set ``voc`` read it, with a ``score`` in addition.
-
-    VOC counts whole pixels from 1 and includes the last. Boxes are rounded to them and made two
-    pixels wide where the picture has room, because readers take ``xmin = xmax`` for a slip.
+def coco_results(detections: Detections, image_id: int | str, category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Detections in COCO's results format.
 
     Args:
-        place: ``file`` is noted; characters that xml cannot hold become question marks.
-        size: (H, W) of the picture.
-        found: Detections with their class names.
+        detections: Of one image.
+        image_id: Goes into every row.
+        category_ids: The json's id of each label.
+
+    Yields:
+        A row per box: ``image_id``, ``category_id``, ``bbox`` (x, y, width, height in pixels) and ``score``.
     """
-    parts = [
-        f"<annotation>\n  <filename>{_text(Path(place.file).name)}</filename>\n"
-        f"  <size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>\n"
-        "  <segmented>0</segmented>\n"
-    ]
-    for detections, names in found:
-        boxes = _voc_boxes(detections.boxes.cpu().numpy(), size).tolist()
-        for box, score, label in zip(boxes, detections.scores.tolist(), detections.labels.tolist(), strict=True):
-            corners = "".join(
-                f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
-            )
-            parts.append(
-                f"  <object><name>{_text(names[label])}</name><pose>Unspecified</pose><truncated>0</truncated>"
-                f"<difficult>0</difficult><score>{score:.6f}</score><bndbox>{corners}</bndbox></object>\n"
-            )
-    return "".join([*parts, "</annotation>\n"]).encode()
+    corners = detections.boxes.cpu().double().numpy()
+    boxes = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]])
+    for box, score, label in zip(boxes, detections.scores.cpu(), detections.labels.cpu(), strict=True):
+        yield {
+            "image_id": image_id,
+            "category_id": int(category_ids[label]),
+            "bbox": [round(value, 3) for value in box.tolist()],
+            "score": round(float(score), 6),
+        }
 
 
 def write(path: Path, data: bytes) -> None:
-    """Puts a file in place, whole or not at all."""
+    """Writes a file completely or not at all."""
     write_atomically(path, lambda file: file.write(data))
 
 
-def _voc_boxes(boxes: NDArray[Any], size: tuple[int, int]) -> NDArray[np.int64]:
-    """xmin, ymin, xmax, ymax, int64 (N, 4), from continuous boxes."""
-    room = np.array([size[1], size[0]])
-    least = np.minimum(2, room)
-    boxes = boxes.reshape(-1, 4).astype(np.float64)
-    ends = np.rint(boxes).astype(np.int64)
-    around = np.rint(boxes[:, :2] / 2 + boxes[:, 2:] / 2 - least / 2).astype(np.int64)
-    low = np.clip(np.where(ends[:, 2:] - ends[:, :2] < least, around, ends[:, :2]), 0, room - least)
-    high = np.clip(np.maximum(ends[:, 2:], low + least), 0, room)
-    return np.hstack([low + 1, high])
-
-
-def _box_rows(found: Detections, names: Sequence[str]) -> Iterable[tuple[Any, ...]]:
-    boxes = found.boxes.cpu().double().numpy().round(3).tolist()
-    scores = found.scores.cpu().double().numpy().round(6).tolist()
-    for box, score, label in zip(boxes, scores, found.labels.tolist(), strict=True):
+def _box_rows(detections: Detections, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """Class name, score and corners of every box."""
+    boxes = detections.boxes.cpu().double().numpy().round(3).tolist()
+    scores = detections.scores.cpu().double().numpy().round(6).tolist()
+    for box, score, label in zip(boxes, scores, detections.labels.tolist(), strict=True):
         yield names[label], score, *box
 
 
-def _shares(mask: NDArray[np.uint8], names: Sequence[str]) -> dict[str, float]:
-    """Share of the picture's pixels that each class found there has."""
+def _class_shares(mask: NDArray[np.uint8], names: Sequence[str]) -> dict[str, float]:
+    """The share of the picture's pixels that each class of the mask has."""
     counts = np.bincount(mask.ravel(), minlength=len(names))
     return {names[label]: round(float(counts[label] / mask.size), 5) for label in np.flatnonzero(counts).tolist()}
 
 
 def _best_classes(result: Scores, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Name and score of the best classes."""
     best = result.probabilities.topk(min(BEST, len(names)))
     return [
         {"name": names[int(index)], "score": round(float(score), 5)}
@@ -275,10 +265,11 @@ def _best_classes(result: Scores, names: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _append(spool: BinaryIO, rows: Iterable[str], between: str) -> None:
-    for row in rows:
+def _append(spool: BinaryIO, entries: Iterable[str]) -> None:
+    """Adds elements of a JSON list."""
+    for entry in entries:
         # names of files need not be unicode
-        spool.write(((between if spool.tell() else "") + row).encode(errors="surrogateescape"))
+        spool.write(((",\n" if spool.tell() else "") + entry).encode(errors="surrogateescape"))
 
 
 def _copy(spool: BinaryIO, file: BinaryIO) -> None:
@@ -286,12 +277,8 @@ def _copy(spool: BinaryIO, file: BinaryIO) -> None:
     shutil.copyfileobj(spool, file)
 
 
-def _csv_line(row: Iterable[Any]) -> str:
-    """One line as RFC 4180 has it, quoted where it must be."""
-    line = io.StringIO()
-    csv.writer(line).writerow(row + ("",) * (len(COLUMNS) - len(row)) if isinstance(row, tuple) else row)
-    return line.getvalue()
-
-
-def _text(name: str) -> str:
-    return escape(NOT_XML.sub("?", name))
+def _csv_lines(rows: Iterable[Sequence[Any]]) -> bytes:
+    """Lines of a csv file, quoted where RFC 4180 requires it."""
+    lines = io.StringIO(newline="")
+    csv.writer(lines).writerows(rows)
+    return lines.getvalue().encode(errors="surrogateescape")

@@ -1,15 +1,17 @@
-"""Predicting files, folders, videos and cameras."""
+"""Predicts files, folders, videos and cameras."""
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import count, islice, repeat
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mnv2det.commands.predict.inputs import Source, refuse_overwriting, sources_of
-from mnv2det.commands.predict.outputs import Outputs, Place, choose, write
-from mnv2det.commands.predict.video import Video, VideoFile
+from mnv2det.commands.predict.inputs import Input, list_inputs, refuse_overwriting
+from mnv2det.commands.predict.outputs import ImageInfo, Outputs, choose_formats, write
+from mnv2det.commands.predict.video import Video, VideoWriter
 from mnv2det.data.images import read_image
-from mnv2det.errors import ConfigError, DataError
+from mnv2det.errors import DataError
 from mnv2det.registry import HEADS
 from mnv2det.report.draw import encode
 from mnv2det.runtime.base import Precision
@@ -35,10 +37,10 @@ READERS = 2  # threads that decode pictures
 
 
 def predict(
-    source: str,
-    inputs: Sequence[str],
+    source: str | os.PathLike[str],
+    inputs: Sequence[str | os.PathLike[str]],
     *,
-    output: str,
+    output: str | os.PathLike[str],
     threshold: float = 0.3,
     batch_size: int = 8,
     pictures: bool = True,
@@ -53,40 +55,39 @@ def predict(
 ) -> dict[str, Any]:
     """Predicts pictures, videos and cameras, and writes the results.
 
-    What cannot be read is listed and left out; the rest is still done. Pictures are decoded ahead
-    by threads; at most two batches of them are in memory, however many there are.
+    What cannot be read is listed and left out; the rest is still predicted. Threads decode pictures ahead; at most two
+    batches of them are in memory, however many there are.
 
     Args:
         source: A run folder, a weight file or an exported model.
-        inputs: Files, folders (with all below them), patterns such as ``day*/**/*.jpg``, and
+        inputs: Files, folders (with all pictures and videos below them), patterns such as ``day*/**/*.jpg``, and
             ``camera:0``, which runs until it is stopped.
-        output: Folder for what is written. A picture's files bear its stem, numbered where two
-            inputs have the same.
-        threshold: Least score that is drawn and written.
-        batch_size: Pictures in one pass.
+        output: Folder for what is written. The files of a picture have its stem, with a number where two inputs have
+            the same one.
+        threshold: The lowest score that is drawn and written.
+        batch_size: Pictures that are predicted together.
         pictures: Whether annotated pictures and videos are written.
-        formats: ``json``: ``predictions.json``, COCO-style; a frame's entry has its number from 0
-            and its time. ``csv``: ``predictions.csv``, a row per box or per class of a picture.
-            ``voc``: ``voc/STEM.xml``, of a frame ``voc/STEM/NUMBER.xml``. ``masks``: palette PNGs
-            of class ids, named likewise. ``pictures``: annotated ones; of a video, an mp4 of its
-            size and speed. None takes json, pictures and, from a segmenter, masks, but those of
-            frames only where they are named.
-        every: Only every so-manieth frame of a video is looked at.
-        backend: As in `Predictor`, as are the next four.
-        precision: Likewise.
-        threads: Likewise.
-        memory_budget: Likewise.
-        device: Likewise.
-        stop: Once set, the batch is finished, and what is done is kept.
+        formats: What to write. ``json``: ``predictions.json``, COCO-style; the entry of a frame has its number from 0
+            and its time. ``csv``: ``predictions.csv``, a row per box or per class of a picture. ``voc``:
+            ``voc/STEM.xml``, for a frame ``voc/STEM/NUMBER.xml``. ``masks``: palette PNGs of class ids, with the same
+            names below ``masks``. ``pictures``: annotated ones; for a video, an mp4 of its size and speed. None writes
+            json, pictures and, for a segmenter, masks, but no masks of frames.
+        every: Process every n-th frame of a video.
+        backend: See `Predictor`.
+        precision: See `Predictor`.
+        threads: See `Predictor`.
+        memory_budget: See `Predictor`.
+        device: See `Predictor`.
+        stop: Once it is set, the current batch is finished and what was done is kept.
 
     Returns:
-        ``images`` (and frames) done, ``detections`` written, ``output``, ``failed`` (one line
-        each), ``stopped``, ``classes``: the best of each picture, from a classifier.
+        ``images`` (with frames) and ``detections`` that were written, ``output``, ``failed`` (a line each),
+        ``stopped``, and ``classes``: the best ones of each picture, from a classifier.
 
     Raises:
-        ConfigError: A format is unknown, or the model has nothing to write in it.
+        ConfigError: A format is unknown, or the model has nothing to write in it; or as `Predictor`.
         DataError: An input does not exist or would be overwritten, or the folder cannot be written.
-        WeightsError: As `Predictor`, as are other ConfigErrors.
+        WeightsError: As `Predictor`.
     """
     predictor = Predictor(
         source,
@@ -96,11 +97,11 @@ def predict(
         precision=precision,
         memory_budget=memory_budget,
     )
-    chosen = _formats(predictor, formats, pictures)
-    sources = sources_of(inputs)
+    targets = {task: HEADS.get(head["name"]).target_key for task, head in predictor.header.heads.items()}
+    chosen = choose_formats(formats, targets.values(), pictures=pictures)
+    listed = list_inputs(inputs)
     folder, stop = Path(output), stop or threading.Event()
-    refuse_overwriting(sources, folder, chosen)
-    failed: list[str] = []
+    refuse_overwriting(listed, folder, chosen)
     try:
         with (
             _silent_opencv(),
@@ -109,117 +110,114 @@ def predict(
                 formats=chosen,
                 frame_formats=chosen if formats is not None else chosen - {"masks"},
                 classes=predictor.classes,
-                categories=_categories(predictor),
-                segmenters=_tasks(predictor, "mask"),
+                targets=targets,
                 threshold=threshold,
             ) as outputs,
         ):
-            stills = [item for item in sources if not item.video]
-            _pictures(predictor, stills, outputs, batch_size, stop, failed)
-            for item in sources:
+            run = _Run(predictor, outputs, batch_size, every, stop)
+            run.predict_pictures([item for item in listed if not item.video])
+            for item in listed:
                 if item.video and not stop.is_set():
-                    _video(predictor, item, outputs, batch_size, every, stop, failed)
+                    run.predict_video(item)
             outputs.finish()
     except OSError as error:
         raise DataError(f"{error.filename or folder}: cannot write ({error.strerror})") from None
     return {
         "images": outputs.images,
         "detections": outputs.detections,
-        "output": output,
-        "failed": failed,
+        "output": os.fspath(output),
+        "failed": run.failed,
         "stopped": stop.is_set(),
-        "classes": outputs.classes_of,
+        "classes": outputs.best_classes,
     }
 
 
-def _pictures(
-    predictor: Predictor,
-    sources: Sequence[Source],
-    outputs: Outputs,
-    batch_size: int,
-    stop: threading.Event,
-    failed: list[str],
-) -> None:
-    if not sources:
-        return
-    read = _ahead((partial(_read, item) for item in sources), workers=READERS, depth=batch_size)
-    with _bar(len(sources), "image", "predicting") as bar, closing(read):
-        for chunk in _chunks(zip(sources, read, strict=True), batch_size):
-            failed += [str(image) for _, image in chunk if isinstance(image, DataError)]
-            good = [(item, image) for item, image in chunk if not isinstance(image, DataError)]
-            results = _predicted(predictor, good, failed)
-            for (item, image), found in zip(good, results, strict=True):
-                if found is not None:
-                    drawn = outputs.add(Place(item.name, item.stem), image, found)
-                    if "pictures" in outputs.formats:
-                        write(outputs.folder / item.picture, encode(drawn, Path(item.picture).suffix))
-            bar.update(len(chunk))
-            if stop.is_set():
-                return
+@dataclass
+class _Run:
+    """Predicts inputs and collects what failed.
+
+    Attributes:
+        predictor: The model.
+        outputs: Where results go.
+        batch_size: Pictures that are predicted together.
+        every: Process every n-th frame of a video.
+        stop: Once it is set, the current batch is the last.
+        failed: A line per input that could not be predicted.
+    """
+
+    predictor: Predictor
+    outputs: Outputs
+    batch_size: int
+    every: int
+    stop: threading.Event
+    failed: list[str] = field(default_factory=list)
+
+    def predict_pictures(self, inputs: Sequence[Input]) -> None:
+        """Predicts pictures in batches."""
+        if not inputs:
+            return
+        images = _ahead((partial(_read, item) for item in inputs), workers=READERS, depth=self.batch_size)
+        with _progress(len(inputs), "image", "predicting") as bar, closing(images):
+            for batch in _batches(zip(inputs, images, strict=True), self.batch_size):
+                self.failed += [str(image) for _, image in batch if isinstance(image, DataError)]
+                readable = [(item, image) for item, image in batch if not isinstance(image, DataError)]
+                for (item, image), results in zip(readable, self.predict_batch(readable), strict=True):
+                    if results is not None:
+                        annotated = self.outputs.add(ImageInfo(item.name, item.stem), image, results)
+                        if "pictures" in self.outputs.formats:
+                            name = item.picture_name
+                            write(self.outputs.folder / name, encode(annotated, Path(name).suffix))
+                bar.update(len(batch))
+                if self.stop.is_set():
+                    return
+
+    def predict_video(self, source: Input) -> None:
+        """Predicts the frames of a video or camera."""
+        try:
+            video = Video(source.file, every=self.every)
+        except DataError as error:
+            self.failed.append(str(error))
+            return
+        total, before = None if video.count is None else -(-video.count // self.every), self.outputs.images
+        # a camera's frames do not wait for each other
+        size = 1 if video.live else self.batch_size
+        frames = _ahead(repeat(video.read), workers=1, depth=size)
+        annotated = VideoWriter(self.outputs.folder / source.stem, video.fps / self.every, timed=video.live)
+        # left in reverse order: reading has ended when the video is closed
+        with closing(video), _progress(total, "frame", source.name) as bar, closing(frames), annotated:
+            for batch in _batches(iter(partial(next, frames), None), size):
+                results = self.predictor.batch([frame.image for frame in batch])
+                for frame, result in zip(batch, results, strict=True):
+                    stem = f"{source.stem}/{frame.number:06d}"
+                    info = ImageInfo(source.name, stem, frame.number, frame.seconds)
+                    drawn = self.outputs.add(info, frame.image, result)
+                    if "pictures" in self.outputs.frame_formats:
+                        annotated.write(drawn, frame.seconds)
+                bar.update(len(batch))
+                if self.stop.is_set():
+                    return
+        if self.outputs.images == before:
+            self.failed.append(f"{source.name}: no frame of it could be decoded")
+        elif shortfall := video.shortfall():
+            self.failed.append(shortfall)
+
+    def predict_batch(self, batch: Sequence[tuple[Input, NDArray[np.uint8]]]) -> list[dict[str, Result] | None]:
+        """Results of pictures; None, and a line in `failed`, for a picture that needs more memory than there is."""
+        try:
+            return list(self.predictor.batch([image for _, image in batch]))
+        except (MemoryError, RuntimeError) as error:
+            known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+            if not known and "can't allocate memory" not in str(error):
+                raise
+        if len(batch) > 1:
+            return [result for picture in batch for result in self.predict_batch([picture])]
+        source, image = batch[0]
+        self.failed.append(f"{source.name}: out of memory at {image.shape[1]}x{image.shape[0]} pixels")
+        return [None]
 
 
-def _video(
-    predictor: Predictor,
-    source: Source,
-    outputs: Outputs,
-    batch_size: int,
-    every: int,
-    stop: threading.Event,
-    failed: list[str],
-) -> None:
-    try:
-        video = Video(source.file, every=every)
-    except DataError as error:
-        failed.append(str(error))
-        return
-    frames, before = None if video.count is None else -(-video.count // every), outputs.images
-    # a camera's frames do not wait for each other
-    size = 1 if video.live else batch_size
-    read = _ahead(repeat(video.read), workers=1, depth=size)
-    film = VideoFile(outputs.folder / source.stem, video.fps / every, timed=video.live)
-    # left in reverse: reading has ended when the video is closed
-    with closing(video), _bar(frames, "frame", source.name) as bar, closing(read), film:
-        for chunk in _chunks(iter(partial(next, read), None), size):
-            results = predictor.batch([shot.image for shot in chunk])
-            for shot, found in zip(chunk, results, strict=True):
-                place = Place(source.name, f"{source.stem}/{shot.frame:06d}", shot.frame, shot.seconds)
-                drawn = outputs.add(place, shot.image, found)
-                if "pictures" in outputs.frame_formats:
-                    film.write(drawn, shot.seconds)
-            bar.update(len(chunk))
-            if stop.is_set():
-                return
-    if outputs.images == before:
-        failed.append(f"{source.name}: no frame of it could be decoded")
-    elif shortfall := video.shortfall():
-        failed.append(shortfall)
-
-
-def _predicted(
-    predictor: Predictor, good: Sequence[tuple[Source, NDArray[np.uint8]]], failed: list[str]
-) -> list[dict[str, Result] | None]:
-    """Results of a batch; None, and a line in ``failed``, for a picture that memory is too small for."""
-    try:
-        return list(predictor.batch([image for _, image in good]))
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-    if len(good) > 1:
-        return [result for item in good for result in _predicted(predictor, [item], failed)]
-    source, image = good[0]
-    failed.append(f"{source.name}: out of memory at {image.shape[1]}x{image.shape[0]} pixels")
-    return [None]
-
-
-def _formats(predictor: Predictor, formats: Sequence[str] | None, pictures: bool) -> frozenset[str]:
-    kinds = {HEADS.get(head["name"]).target_key for head in predictor.header.heads.values()}
-    chosen = choose(formats, kinds)
-    if not pictures and formats is not None and "pictures" in chosen:
-        raise ConfigError("formats: names pictures, but no pictures are wanted")
-    return chosen if pictures else chosen - {"pictures"}
-
-
-def _read(source: Source) -> NDArray[np.uint8] | DataError:
+def _read(source: Input) -> NDArray[np.uint8] | DataError:
+    """The image, or the error that says why it cannot be read."""
     assert isinstance(source.file, Path)
     try:
         return read_image(source.file)
@@ -228,7 +226,7 @@ def _read(source: Source) -> NDArray[np.uint8] | DataError:
 
 
 def _ahead(calls: Iterable[Callable[[], T]], *, workers: int, depth: int) -> Generator[T, None, None]:
-    """Results of the calls in their order, ``depth`` of them made in advance by threads."""
+    """Yields the results of calls in their order; threads make ``depth`` of them in advance."""
     waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -243,37 +241,24 @@ def _ahead(calls: Iterable[Callable[[], T]], *, workers: int, depth: int) -> Gen
                 future.cancel()
 
 
-def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yields the items in lists of ``size``; the last may be shorter."""
     items = iter(items)
-    while chunk := list(islice(items, size)):
-        yield chunk
+    while batch := list(islice(items, size)):
+        yield batch
 
 
-def _bar(total: int | None, unit: str, about: str) -> tqdm[Any]:
-    """Progress with the time left, or with the rate alone where the total is unknown."""
+def _progress(total: int | None, unit: str, about: str) -> tqdm[Any]:
+    """A progress bar with the time left, or with the rate alone where the total is unknown."""
     return tqdm(total=total, unit=unit, desc=about, disable=not sys.stderr.isatty())
 
 
 @contextmanager
 def _silent_opencv() -> Iterator[None]:
-    """Without OpenCV's own lines about files for which we have one."""
+    """Silences OpenCV's own messages about files that cannot be read; ours say more."""
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         yield
     finally:
         cv2.utils.logging.setLogLevel(level)
-
-
-def _tasks(predictor: Predictor, kind: str) -> list[str]:
-    """The tasks whose heads have that ``target_key``."""
-    return [task for task, head in predictor.header.heads.items() if HEADS.get(head["name"]).target_key == kind]
-
-
-def _categories(predictor: Predictor) -> dict[str, list[dict[str, Any]]]:
-    """By detecting task its classes, numbered from 1 through all of them."""
-    numbers = count(1)
-    return {
-        task: [{"id": next(numbers), "name": name} for name in predictor.classes[task]]
-        for task in _tasks(predictor, "labels")
-    }

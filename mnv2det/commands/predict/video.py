@@ -1,4 +1,4 @@
-"""Videos and cameras, frame by frame, and annotated videos."""
+"""Reads videos and cameras frame by frame, and writes annotated videos."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ CODECS = ((".mp4", "mp4v"), (".avi", "MJPG"))
 USUAL_FPS = 25.0
 
 
-class Shot(NamedTuple):
-    """One frame.
+class VideoFrame(NamedTuple):
+    """One frame of a video or camera.
 
     Attributes:
         image: uint8 (H, W, 3), RGB, upright.
-        frame: Its number in the source, from 0.
-        seconds: Its time there; of a camera, since its first frame.
+        number: Number of the frame in the source, from 0.
+        seconds: Time in the video; for a camera, since its first frame.
     """
 
     image: NDArray[np.uint8]
-    frame: int
+    number: int
     seconds: float
 
 
@@ -41,12 +41,12 @@ class Video:
 
     Args:
         source: The file, or the camera's number.
-        every: Only every so-manieth frame is decoded.
+        every: Process every n-th frame; the others are not decoded.
 
     Attributes:
         fps: Frames per second; 25 where the source does not say.
-        count: Frames that the file claims to have, or None.
-        passed: Frames read so far, also those that were not decoded.
+        count: Number of frames according to the file, or None.
+        passed: Number of frames that were read so far, with those that were not decoded.
 
     Raises:
         DataError: It cannot be opened.
@@ -68,7 +68,7 @@ class Video:
         self.passed = 0
         self._every, self._seconds, self._start = every, 0.0, 0.0
 
-    def read(self) -> Shot | None:
+    def read(self) -> VideoFrame | None:
         """The next frame; None at the end, or where no more can be decoded."""
         for _ in range(self._every if self.passed else 1):
             if not self._capture.grab():
@@ -78,13 +78,14 @@ class Video:
         good, image = self._capture.retrieve()
         if not good:
             return None
-        return Shot(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), self.passed - 1, self._seconds)  # type: ignore[arg-type]
+        pixels = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        return VideoFrame(pixels, self.passed - 1, self._seconds)  # type: ignore[arg-type]
 
     def shortfall(self) -> str | None:
-        """One line where a camera or, long before the end it claims, a file has ended, else None.
+        """Says in one line that a camera has ended, or a file long before the end that it states; else None.
 
-        Containers without a frame count only let it be estimated, hence the tolerance: frames and
-        time must both be missing.
+        Some containers hold no frame count, and it is estimated. Hence the tolerance, and frames and time must both be
+        missing.
         """
         if self.live:
             return f"{self.name}: gave no more frames after {self.passed}"
@@ -97,7 +98,7 @@ class Video:
         return f"{self.name}: cut short or damaged: {self.passed} of {self.count} frames could be read"
 
     def close(self) -> None:
-        """Lets the file or camera go."""
+        """Releases the file or camera."""
         self._capture.release()
 
     def _time(self, frame: int) -> float:
@@ -109,18 +110,18 @@ class Video:
         return stated if stated > self._seconds else frame / self.fps
 
 
-class VideoFile:
-    """An annotated video; it is there whole or not at all.
+class VideoWriter:
+    """Writes an annotated video, completely or not at all.
 
-    Left normally, the ``with`` block puts it in place; left with an exception, it leaves nothing.
+    At the end of the ``with`` block the file is moved into place; after an exception nothing is left of it.
 
     Args:
-        path: Its name without a suffix, which follows from the codec.
+        path: The file without its suffix, which follows from the codec.
         fps: Frames per second.
         timed: Whether `write` repeats frames so that the video keeps pace with their times.
 
     Attributes:
-        written: Where it was put; None without a frame.
+        written: The file that was written; None if there was no frame.
 
     Raises:
         DataError: It cannot be encoded or written.
@@ -134,16 +135,16 @@ class VideoFile:
         self._size = (0, 0)
         self._temporary, self._suffix = "", ""
 
-    def __enter__(self) -> VideoFile:
+    def __enter__(self) -> VideoWriter:
         return self
 
     def write(self, image: NDArray[np.uint8], seconds: float = 0.0) -> None:
         """Appends a frame.
 
         Args:
-            image: uint8 (H, W, 3), RGB; the first one says the video's size, to which others are
-                scaled. An odd side is made even, as codecs want it, by repeating its last pixels.
-            seconds: Its time, if ``timed``.
+            image: uint8 (H, W, 3), RGB. The first one determines the video's size, to which others are scaled. An odd
+                side is made even, as codecs need it, by repeating its last pixels.
+            seconds: Time of the frame, if ``timed``.
         """
         if self._writer is None:
             self._size = (image.shape[1], image.shape[0])
@@ -163,7 +164,7 @@ class VideoFile:
         self._writer.release()
         try:
             if kind is None:
-                self._keep()
+                self._move_into_place()
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._temporary)
@@ -182,21 +183,21 @@ class VideoFile:
             os.unlink(self._temporary)
         raise DataError(f"{self.path}: OpenCV can encode no {size[0]}x{size[1]} video here (tried mp4v and MJPG)")
 
-    def _keep(self) -> None:
+    def _move_into_place(self) -> None:
         # OpenCV does not say when the disk is full
         capture = _open(Path(self._temporary))
-        found = round(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+        readable = round(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
         capture.release()
         path = self.path.with_name(self.path.name + self._suffix)
-        if found < self._frames:
-            raise DataError(f"{path}: only {found} of {self._frames} frames could be written; is the disk full?")
+        if readable < self._frames:
+            raise DataError(f"{path}: only {readable} of {self._frames} frames could be written; is the disk full?")
         os.chmod(self._temporary, 0o644)
         os.replace(self._temporary, path)
         self.written = path
 
 
 def is_video(path: Path) -> bool:
-    """Whether a file is a video, by its suffix or, where that is none we know, by what OpenCV can open."""
+    """Whether a file is a video: by its suffix or, if that is unknown, by whether OpenCV opens it as one."""
     if path.suffix.lower() in VIDEOS:
         return True
     try:
@@ -204,7 +205,7 @@ def is_video(path: Path) -> bool:
             start = file.read(4096)
     except (OSError, ValueError):
         return False
-    # a text would be taken for a film of a terminal
+    # FFmpeg would take a text file for a recording of a terminal
     if b"\0" not in start or cv2.haveImageReader(str(path)):
         return False
     capture = _open(path)
@@ -214,10 +215,10 @@ def is_video(path: Path) -> bool:
 
 
 def _open(source: Path | int) -> cv2.VideoCapture:
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # our own line says it
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # silent: our own message says it
     if isinstance(source, int):
         return cv2.VideoCapture(source)
-    # other backends take clip_01.mp4 for one of a sequence of pictures; absolute, no name is an address
+    # other backends take clip_01.mp4 for one of a sequence of pictures; an absolute path is never taken for an address
     return cv2.VideoCapture(str(source.absolute()), cv2.CAP_FFMPEG)
 
 

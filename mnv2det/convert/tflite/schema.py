@@ -1,4 +1,4 @@
-"""Numbers of the TFLite schema (tensorflow/lite/schema.fbs) that this package reads."""
+"""The numbers of the TFLite schema (tensorflow/lite/schema.fbs) that the reader needs."""
 
 KINDS = {
     0: "ADD", 1: "AVERAGE_POOL_2D", 2: "CONCATENATION", 3: "CONV_2D", 4: "DEPTHWISE_CONV_2D", 6: "DEQUANTIZE",
@@ -13,10 +13,10 @@ TYPES = {
     7: ("INT16", "<i2"), 9: ("INT8", "i1"),
 }  # fmt: skip
 
-Fields = dict[str, tuple[int, str, float]]  # attribute: (field, struct code, default)
+Fields = dict[str, tuple[int, str, float]]  # attribute to number of the field, struct code and default
 _POOL: Fields = {"padding": (0, "b", 0), "stride_w": (1, "i", 0), "stride_h": (2, "i", 0), "filter_w": (3, "i", 0),
          "filter_h": (4, "i", 0), "activation": (5, "b", 0)}  # fmt: skip
-# by kind: the type of its options table, and what is read from it
+# kind of operator to the type of its options table, and the fields that are read from it
 OPTIONS: dict[str, tuple[int, Fields]] = {
     "CONV_2D": (1, {"padding": (0, "b", 0), "stride_w": (1, "i", 0), "stride_h": (2, "i", 0),
                     "activation": (3, "b", 0), "dilation_w": (4, "i", 1), "dilation_h": (5, "i", 1)}),
@@ -32,7 +32,7 @@ OPTIONS: dict[str, tuple[int, Fields]] = {
     "RESIZE_BILINEAR": (15, {"align_corners": (2, "?", False), "half_pixel_centers": (3, "?", False)}),
     "MEAN": (27, {"keep_dims": (0, "?", False)}),
 }  # fmt: skip
-# the second input of these is an integer constant: a tuple of ints, flattened, as attribute
+# operators whose second input is an integer constant, and the attribute it becomes: a flat tuple of ints
 CONSTANTS = {"RESHAPE": "shape", "MEAN": "axes", "PAD": "paddings", "RESIZE_BILINEAR": "size", "ARG_MAX": "axis"}
-# axes that bring a weight into torch's order: OHWI -> OIHW, 1HWC -> C1HW, (out, in) stays
+# transpositions into torch's layout: OHWI to OIHW, 1HWC to C1HW; (out, in) stays
 WEIGHT_AXES = {"CONV_2D": (0, 3, 1, 2), "DEPTHWISE_CONV_2D": (3, 0, 1, 2), "FULLY_CONNECTED": (0, 1)}

@@ -1,4 +1,4 @@
-"""Inference that never holds an expanded tensor whole (paper, section 5.1): strip by strip, or part by part."""
+"""Inference that never holds an expanded tensor as a whole (paper, section 5.1): by strips and parts of channels."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from mnv2det.models.backbone import Backbone, read_taps, split_tap
 from mnv2det.models.layers import InvertedResidual, subsample
 from mnv2det.models.mobilenet_v2 import MobileNetV2
 from mnv2det.models.model import Model
-from mnv2det.runtime.strips.layers import Bottleneck, Pointwise
-from mnv2det.runtime.strips.plan import Plan, Planner, Rows, Step, is_widened, make_plan
+from mnv2det.runtime.strips.layers import Bottleneck, Pointwise, Strip
+from mnv2det.runtime.strips.plan import Plan, Planner, Step, make_plan, reads_expanded
+from mnv2det.runtime.strips.rows import Rows, Size
 
 M = TypeVar("M", Model, Raw)
 
@@ -32,17 +33,17 @@ def cache_size() -> int:
 
 
 def memory_efficient(network: M, budget: int | None = None, *, splits: int | None = None, strips: bool = True) -> M:
-    """A copy whose bottlenecks never hold their expanded tensor whole; the same weights, the same results.
+    """Copies a network so that its bottlenecks never hold their expanded tensor as a whole; the results are the same.
 
     Args:
-        network: Its backbone must be MobileNetV2, on the CPU. A `Model` is folded, too.
-        budget: Bytes of the backbone's activations alive at most, pictures not counted; what cannot be kept
-            within is in `Plan.over`. None sets no limit; the strips then merely fit the cache.
+        network: A model or a folded one, on the CPU; its backbone must be MobileNetV2. A `Model` is folded, too.
+        budget: Bytes of the backbone's activations that may be alive at once, without the pictures. `Plan.over` tells
+            which layers need more. None sets no limit; the strips then fit the cache.
         splits: Parts of the expanded channels, as in the paper; None leaves it to the planner.
         strips: False computes all rows at once, as the paper does.
 
     Raises:
-        ConfigError: The backbone is another, of an ablation, not on the CPU, or a number is below 1.
+        ConfigError: The backbone is another one or an ablation's, or is not on the CPU; or a number is below 1.
     """
     for name, value in (("memory budget", budget), ("splits", splits)):
         if value is not None and value < 1:
@@ -64,8 +65,8 @@ class StripBackbone(Backbone):
     Args:
         backbone: With `Folded` layers.
         budget: See `memory_efficient`.
-        splits: Likewise.
-        cache: Bytes that what is computed at a time should fit; None takes all rows at once.
+        splits: See `memory_efficient`.
+        cache: Bytes that what is computed at a time should fit into; None computes all rows at once.
     """
 
     bottlenecks: list[Bottleneck]
@@ -78,7 +79,7 @@ class StripBackbone(Backbone):
         stem, blocks = backbone.stem, list(backbone.blocks)
         assert isinstance(stem, Folded)
         first = blocks[0] if blocks else None
-        # the trick of the paper's Table 3: the stem is what widens the first bottleneck, which has no expansion
+        # the trick of the paper's Table 3: the first bottleneck has no expansion; the stem takes its place
         self.bottlenecks = [Bottleneck("block1", stem, first if isinstance(first, InvertedResidual) else None)]
         for number, block in enumerate(blocks[1:], 2):
             assert isinstance(block, InvertedResidual)
@@ -87,93 +88,109 @@ class StripBackbone(Backbone):
         if isinstance(backbone.last, Folded):
             self.last = Pointwise(backbone.last)
 
-    def plan(self, size: tuple[int, int], taps: Iterable[str] = ("last",), *, batch: int = 1) -> Plan:
+    def plan(self, size: Size, taps: Iterable[str] = ("last",), *, batch: int = 1) -> Plan:
         """How pictures of this (H, W) are computed."""
         taps = tuple(taps)
         names = frozenset(split_tap(tap)[0] for tap in taps)
         shapes = tuple(bottleneck.shape for bottleneck in self.bottlenecks[: self._depth(names)])
-        last, finest = (0, 1), self.features.finest_stride("last", taps)
+        channels, stride, finest = 0, 1, self.features.finest_stride("last", taps)
         if finest and self.last is not None:
-            last = (len(self.last.bias), finest // self.features["last"].stride)
-        each = next(self.parameters()).element_size()
-        return make_plan(Planner(shapes, size, batch, each, names, self.budget, self.cache, self.splits, last))
+            channels, stride = len(self.last.bias), finest // self.features["last"].stride
+        element_size = next(self.parameters()).element_size()
+        return make_plan(
+            Planner(shapes, size, batch, element_size, names, self.budget, self.cache, self.splits, channels, stride)
+        )
 
     def _depth(self, names: Collection[str]) -> int:
-        """Bottlenecks that these taps need."""
+        """Number of bottlenecks that these features need."""
         if "last" in names:
             return len(self.bottlenecks)
-        return max(
-            (int(name.removeprefix("block").removesuffix(".expand")) for name in names if "block" in name), default=1
-        )
+        numbers = (int(name.removeprefix("block").removesuffix(".expand")) for name in names if "block" in name)
+        return max(numbers, default=1)
 
     def forward(self, images: Tensor, taps: Iterable[str] = ("last",)) -> dict[str, Tensor]:
         """See `MobileNetV2.forward`."""
         taps = tuple(taps)
         names = {split_tap(tap)[0] for tap in taps}
-        found = {"image": images}
+        features = {"image": images}
         # (B, H, W, C): pixels of channels_last memory are rows of a matrix
         x = images.permute(0, 2, 3, 1)
         for step in self.plan((x.shape[1], x.shape[2]), taps, batch=len(x)).steps if names != {"image"} else ():
-            x = self._compute(step, x, names, found)
-        strides = {name: self.features[name].stride for name in found}
+            x = self._compute(step, x, names, features)
+        strides = {name: self.features[name].stride for name in features}
         finest = self.features.finest_stride("last", taps)
         if finest and self.last is not None:
-            read = subsample(x.permute(0, 3, 1, 2), finest // self.features["last"].stride, self.inner.padding)
-            found["last"], strides["last"] = self.last(read.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), finest
-        return read_taps(taps, found, strides, self.inner.padding)
+            last_input = subsample(x.permute(0, 3, 1, 2), finest // self.features["last"].stride, self.inner.padding)
+            features["last"], strides["last"] = self.last(last_input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), finest
+        return read_taps(taps, features, strides, self.inner.padding)
 
     def truncate(self, taps: Iterable[str]) -> None:
-        """See `Backbone`."""
+        """Is refused: it must be done before."""
         raise ConfigError("memory budget: truncate the backbone before")
 
     def stages(self) -> list[tuple[str, nn.Module]]:
         """See `Backbone`."""
         return self.inner.stages()
 
-    def _compute(self, step: Step, x: Tensor, names: Collection[str], found: dict[str, Tensor]) -> Tensor:
-        """The output (B, H, W, C) of a step's last bottleneck; keeps what is tapped."""
+    def _compute(self, step: Step, x: Tensor, names: Collection[str], features: dict[str, Tensor]) -> Tensor:
+        """Computes the output (B, H, W, C) of a step's last bottleneck, and adds what is tapped to ``features``."""
         chain = self.bottlenecks[step.first : step.stop]
-        final, widened = chain[-1], None
-        if is_widened(final.shape, names):
-            widened = final.widen(x, Rows(0, final.shape.front.size(x.shape[1]), 0, 0), 0, x.shape[1])
+        final, expanded = chain[-1], None
+        if reads_expanded(final.shape, names):
+            rows = Rows(0, final.shape.expansion.size(x.shape[1]), 0, 0)
+            expanded = final.expand(Strip(x, 0, x.shape[1]), rows)
             key = "stem" if step.first == 0 and "stem" in names else f"{final.shape.name}.expand"
-            found[key] = widened.permute(0, 3, 1, 2)
+            features[key] = expanded.permute(0, 3, 1, 2)
             if final.project is None:
-                return widened
+                return expanded
         sizes = [(x.shape[1], x.shape[2])]
         for bottleneck in chain:
-            sizes.append(bottleneck.shape.size(sizes[-1]))
+            sizes.append(bottleneck.shape.output_size(sizes[-1]))
         height, width = sizes[-1]
         out = x.new_empty(len(x), height, width, final.shape.outputs)
         for image in range(0, len(x), step.images):
-            some = slice(image, image + step.images)
-            whole = None if widened is None else widened[some]
+            images = slice(image, image + step.images)
+            whole = None if expanded is None else expanded[images]
             for start in range(0, height, step.rows):
                 stop = min(start + step.rows, height)
-                _strip(chain, sizes, x[some], start, stop, step.splits, out[some, start:stop], whole)
+                _compute_strip(chain, sizes, x[images], start, stop, step.splits, out[images, start:stop], whole)
         if final.shape.name in names:
-            found[final.shape.name] = out.permute(0, 3, 1, 2)
+            features[final.shape.name] = out.permute(0, 3, 1, 2)
         return out
 
 
-def _strip(
+def _compute_strip(
     chain: list[Bottleneck],
-    sizes: list[tuple[int, int]],
+    sizes: list[Size],
     x: Tensor,
     start: int,
     stop: int,
     splits: int,
     out: Tensor | None = None,
-    widened: Tensor | None = None,
+    expanded: Tensor | None = None,
 ) -> Tensor:
-    """Rows of the last bottleneck's output, by way of those rows of the others that they need."""
+    """Computes rows of the last bottleneck's output, by way of those rows of the others that they need.
+
+    Args:
+        chain: The bottlenecks.
+        sizes: (H, W) of the first one's input and of each one's output.
+        x: The first one's whole input, (B, H, W, C).
+        start: First row.
+        stop: Row behind the last.
+        splits: Parts that the expanded channels are computed in.
+        out: Where the rows are written to; by default new memory.
+        expanded: The last one's whole expanded tensor, if it was computed before.
+
+    Returns:
+        ``out``.
+    """
     final, height = chain[-1], sizes[len(chain) - 1][0]
-    inner = final.shape.middle.rows(start, stop, final.shape.front.size(height))
-    first = 0
+    rows = Strip(x, 0, height)
     if len(chain) > 1:
-        outer = final.shape.front.rows(inner.start, inner.stop, height)
-        x, first = _strip(chain[:-1], sizes, x, outer.start, outer.stop, splits), outer.start
+        outer, _ = final.shape.rows(start, stop, height)
+        before = _compute_strip(chain[:-1], sizes, x, outer.start, outer.stop, splits)
+        rows = Strip(before, outer.start, height)
     if out is None:
         out = x.new_empty(len(x), stop - start, sizes[len(chain)][1], final.shape.outputs)
-    final.compute(x, first, height, start, stop, inner, splits, out, widened)
+    final.compute(rows, start, stop, splits, out, expanded)
     return out
