@@ -1,5 +1,7 @@
 """A run of seconds: overrides of configs/ssdlite_shapes.yaml, and waiting for a step."""
 
+import os
+import random
 import subprocess
 import time
 from pathlib import Path
@@ -20,6 +22,16 @@ TINY = (
     "train.log_every=1",
     "optim.warmup_steps=2",
 )
+
+
+def random_moments() -> random.Random:
+    """Chance for the moment of a kill: another one every time, or that of the environment's MOMENTS_SEED.
+
+    The seed is printed, which pytest shows when the test fails.
+    """
+    seed = int(os.environ.get("MOMENTS_SEED") or random.SystemRandom().randrange(1_000_000))
+    print(f"to repeat the moments of this test: MOMENTS_SEED={seed}")  # noqa: T201
+    return random.Random(seed)
 
 
 def wait_for(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:

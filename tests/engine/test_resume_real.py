@@ -1,6 +1,5 @@
 """Stopping and resuming the COCO run on real photographs."""
 
-import random
 import signal
 import subprocess
 import sys
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import wait_for
+from tiny import random_moments, wait_for
 
 from mnv2det.engine.checkpoint import load_checkpoint
 
@@ -38,11 +37,11 @@ def test_the_coco_run_resumes_bit_identically_after_sigint_and_sigkill(root: Pat
     whole = start(root, shared, tmp_path / "whole")
     _, errors = whole.communicate(timeout=300)
     assert whole.returncode == 0, errors.decode()
-    wanted = load_checkpoint(tmp_path / "whole" / "last.pt")
+    wanted, chance = load_checkpoint(tmp_path / "whole" / "last.pt"), random_moments()
     for name, number, code in (("stopped", signal.SIGINT, 130), ("killed", signal.SIGKILL, -signal.SIGKILL)):
         run = tmp_path / name
         process = start(root, shared, run)
-        wait_for(run, random.SystemRandom().randrange(3, 8), process)
+        wait_for(run, chance.randrange(3, 8), process)
         process.send_signal(number)
         process.communicate(timeout=120)
         assert process.returncode == code

@@ -1,6 +1,5 @@
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import TINY, wait_for
+from tiny import TINY, random_moments, wait_for
 
 from mnv2det.config import Config, load_config
 from mnv2det.engine.checkpoint import load_checkpoint
@@ -87,9 +86,10 @@ def test_sigint_saves_says_how_to_resume_and_the_result_is_bit_identical(root, t
 
 def test_kill_at_a_random_moment_and_resume_is_bit_identical(root, tmp_path, undisturbed):
     run = tmp_path / "run"
+    chance = random_moments()
     process = start(root, run)
-    wait_for(run, random.SystemRandom().randrange(2, 10), process)
-    time.sleep(random.SystemRandom().random() * 0.2)
+    wait_for(run, chance.randrange(2, 10), process)
+    time.sleep(chance.random() * 0.2)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     subprocess.run([sys.executable, "tools/train.py", "--resume", str(run)], cwd=root, check=True, capture_output=True)
