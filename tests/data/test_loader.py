@@ -284,5 +284,5 @@ _MultiProcessingDataLoaderIter._shutdown_workers = lambda self: None
 print(worker.pid)
 """
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600, check=True)
     assert not Path(f"/proc/{int(done.stdout)}").exists()

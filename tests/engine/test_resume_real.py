@@ -35,7 +35,7 @@ def start(root: Path, shared: Path, run: Path) -> subprocess.Popen[bytes]:
 @pytest.mark.shared
 def test_the_coco_run_resumes_bit_identically_after_sigint_and_sigkill(root: Path, shared: Path, tmp_path: Path):
     whole = start(root, shared, tmp_path / "whole")
-    _, errors = whole.communicate(timeout=300)
+    _, errors = whole.communicate(timeout=600)
     assert whole.returncode == 0, errors.decode()
     wanted, chance = load_checkpoint(tmp_path / "whole" / "last.pt"), random_moments()
     for name, number, code in (("stopped", signal.SIGINT, 130), ("killed", signal.SIGKILL, -signal.SIGKILL)):
@@ -43,7 +43,7 @@ def test_the_coco_run_resumes_bit_identically_after_sigint_and_sigkill(root: Pat
         process = start(root, shared, run)
         wait_for(run, chance.randrange(3, 8), process)
         process.send_signal(number)
-        process.communicate(timeout=120)
+        process.communicate(timeout=600)
         assert process.returncode == code
         assert load_checkpoint(run / "last.pt")["progress"]["step"] < STEPS
         command = [sys.executable, "tools/train.py", "--resume", str(run)]

@@ -48,7 +48,7 @@ def undisturbed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was never stopped, in a process of its own like the others."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     process = start(root, run)
-    _, errors = process.communicate(timeout=240)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors.decode()
     return run
 
@@ -73,7 +73,7 @@ def test_sigint_saves_says_how_to_resume_and_the_result_is_bit_identical(root, t
     process = start(root, run)
     wait_for(run, 4, process)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 130
     assert f"mnv2det train --resume {run}" in errors.decode()
     assert "Traceback" not in errors.decode()
@@ -91,7 +91,7 @@ def test_kill_at_a_random_moment_and_resume_is_bit_identical(root, tmp_path, und
     wait_for(run, chance.randrange(2, 10), process)
     time.sleep(chance.random() * 0.2)
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     subprocess.run([sys.executable, "tools/train.py", "--resume", str(run)], cwd=root, check=True, capture_output=True)
     assert_identical(run, undisturbed)
 
@@ -209,7 +209,7 @@ def test_a_killed_worker_is_one_line(tmp_path: Path, root: Path):
     wait_for(run, 6, process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 1
     # the signal may strike inside a finaliser, of which Python then reports "Exception ignored"
     assert "\nmnv2det: a loader worker died at step" in errors.decode().replace("\r", "\n")
