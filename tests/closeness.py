@@ -1,8 +1,8 @@
 """Comparing two ways of computing the same numbers.
 
-Another order of additions is another rounding, and which order a kernel takes depends on the processor and on the number
-of threads. In float64 two ways agree to 1e-9 of the tensor's range on any of them. In float32 a value near zero, the
-rest of a sum of large terms, keeps their absolute error: so the error is measured against the largest value of the
+Another order of additions is another rounding, and which order a kernel takes depends on the processor and on the
+number of threads. In float64 two ways agree to 1e-9 of the tensor's range on any of them. In float32 a value near zero,
+the rest of a sum of large terms, keeps their absolute error: so the error is measured against the largest value of the
 tensor, not against each value.
 """
 

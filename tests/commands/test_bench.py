@@ -15,6 +15,8 @@ from mnv2det.commands.bench import PARTS, Row, bench, time_parts
 from mnv2det.errors import ConfigError, DataError, WeightsError
 from mnv2det.runtime.predictor import Predictor
 
+pytestmark = pytest.mark.export
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -16,6 +16,8 @@ from mnv2det.data.transforms import none, resize, ssd
 from mnv2det.errors import DataError
 from mnv2det.structures import Batch, Frame, Preprocess, Sample
 
+pytestmark = pytest.mark.process
+
 SIZE = (32, 48)
 INPUT = Preprocess(SIZE)
 

@@ -20,6 +20,8 @@ from mnv2det.engine.checkpoint import load_checkpoint
 from mnv2det.engine.dist import Processes
 from mnv2det.models.layers import ConvNorm
 
+pytestmark = [pytest.mark.process, pytest.mark.training]
+
 ONE = Processes(0, 1, torch.device("cpu"))
 # two processes make other batches of the images than one does, and kernels may round batches of two sizes differently
 SINGLY = "data.batch_size=1"
@@ -139,7 +141,9 @@ def test_a_plain_mean_of_batches_is_not(whole: tuple[Config, dict[str, torch.Ten
     config, wanted = whole
     monkeypatch.setattr(shares, "counted", lambda *_: (1.0, 1.0))
     found = learn(config, ONE, accumulate=2)
-    assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) > 1e-4, "a thousand times the bound above"
+    assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) > 1e-4, (
+        "a thousand times the bound above"
+    )
 
 
 @pytest.mark.parametrize("name", ["ssdlite_shapes", "joint_shapes"])

@@ -29,6 +29,8 @@ from mnv2det.engine.trainer import train
 from mnv2det.errors import TrainingError, WeightsError
 from mnv2det.models.model import Model
 
+pytestmark = [pytest.mark.process, pytest.mark.training]
+
 QUICK = (*TINY, "data.workers=0", "train.steps=6", "train.eval_every=0", "data.val.args.count=2")
 
 

@@ -11,6 +11,8 @@ from tiny import random_moments, wait_for
 
 from mnv2det.engine.checkpoint import load_checkpoint
 
+pytestmark = [pytest.mark.process, pytest.mark.training]
+
 STEPS = 12
 
 

@@ -12,9 +12,10 @@ from tiny import TINY, random_moments, wait_for
 
 from mnv2det.config import Config, load_config
 from mnv2det.engine.checkpoint import load_checkpoint
-from mnv2det.engine.interrupt import Interrupted
 from mnv2det.engine.trainer import train
 from mnv2det.errors import ConfigError, TrainingError, WeightsError
+
+pytestmark = [pytest.mark.process, pytest.mark.training]
 
 
 @pytest.fixture
@@ -62,10 +63,12 @@ def test_a_run_folder_holds_what_is_promised(undisturbed: Path):
     assert "det/AP50" in records[-1]
 
 
-def test_loss_falls(undisturbed: Path):
+@pytest.mark.parametrize("loss", ["det/cls", "det/box"])
+def test_each_loss_is_lower_in_the_second_epoch_than_in_the_first(undisturbed: Path, loss: str):
     records = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
-    losses = [r["det/cls"] + r["det/box"] for r in records if r["kind"] == "train"]
-    assert sum(losses[-3:]) < sum(losses[:3])
+    losses = [record[loss] for record in records if record["kind"] == "train"]
+    # six steps of four images are an epoch: both sums are over the same images; measured: 0.66 and 0.75
+    assert sum(losses[6:]) < 0.9 * sum(losses[:6])
 
 
 def test_sigint_saves_says_how_to_resume_and_the_result_is_bit_identical(root, tmp_path, undisturbed):
@@ -174,10 +177,6 @@ def test_broken_data_stops_or_is_counted(tmp_path: Path, tiny: Config, root: Pat
     tiny.data.bad_data = BadData.skip
     summary = train(tiny, tmp_path / "skip")
     assert summary["skipped"] > 0
-
-
-def test_interrupted_is_exit_code_130():
-    assert Interrupted("x").exit_code == 130
 
 
 def test_resume_refuses_a_changed_config_key_by_key(tmp_path: Path, undisturbed: Path, root: Path):
