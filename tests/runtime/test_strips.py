@@ -97,7 +97,9 @@ def images_of(size: int, batch: int = 1) -> Tensor:
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (33, 65), (64, 96)])
 @pytest.mark.parametrize("budget", [1, 60_000, None])
-def test_features_are_the_same(padding: str, output_stride: int, size: tuple[int, int], budget: int | None) -> None:
+def test_features_computed_in_strips_are_the_same(
+    padding: str, output_stride: int, size: tuple[int, int], budget: int | None
+) -> None:
     model = build("cls", width=0.5, padding=padding, output_stride=output_stride)
     compare(model, size, PLAIN, budget=budget)
     compare(model, size, ALL, batch=2, budget=budget)
@@ -106,7 +108,7 @@ def test_features_are_the_same(padding: str, output_stride: int, size: tuple[int
 @pytest.mark.parametrize("splits", [1, 2, 3, 5, 10_000])
 @pytest.mark.parametrize("strips", [False, True])
 @pytest.mark.parametrize("padding", ["symmetric", "same"])
-def test_channels_in_parts_give_the_same(splits: int, strips: bool, padding: str) -> None:
+def test_channels_computed_in_parts_give_the_same_features(splits: int, strips: bool, padding: str) -> None:
     model = build("cls", width=0.35, padding=padding)
     plan = compare(model, (47, 33), PLAIN, budget=90_000 if strips else None, splits=splits, strips=strips)
     assert {step.splits for step in plan.steps} == {splits}
@@ -115,12 +117,12 @@ def test_channels_in_parts_give_the_same(splits: int, strips: bool, padding: str
 
 
 @pytest.mark.parametrize("width", [0.35, 0.75, 1.0, 1.4])
-def test_every_width_at_224(width: float) -> None:
+def test_every_width_gives_the_same_features_at_224(width: float) -> None:
     compare(build("cls", width=width), (224, 224), PLAIN, budget=1_200_000)
 
 
 @pytest.mark.parametrize("tasks", [("det",), ("seg",), ("det", "seg", "cls")])
-def test_heads_see_the_same(tasks: tuple[str, ...]) -> None:
+def test_heads_compute_the_same_from_features_in_strips(tasks: tuple[str, ...]) -> None:
     model = build(*tasks, width=0.35, output_stride=16 if "seg" in tasks else 32, size=(96, 128))
     image = torch.from_numpy(np.stack([picture(96, 128, seed) for seed in (1, 2)]))
     for dtype, within in OUTPUTS.items():
@@ -141,7 +143,7 @@ def test_weights_are_not_changed() -> None:
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
-def test_bfloat16_is_as_close_as_the_plain_one() -> None:
+def test_bfloat16_in_strips_is_as_close_to_float32_as_the_plain_network() -> None:
     model, image = build("cls", width=1.0), torch.from_numpy(picture(96, 96)[None])
     raw = Raw(model, torch.bfloat16)
     with torch.no_grad():
@@ -151,7 +153,7 @@ def test_bfloat16_is_as_close_as_the_plain_one() -> None:
     assert found.abs().max() < 2 * plain.abs().max() + 0.02 * exact.abs().max()
 
 
-def test_truncated_backbones() -> None:
+def test_truncated_backbones_give_the_same_features() -> None:
     for taps in (("stem",), ("block1",), ("block2.expand",), ("block3",), ("block6.expand", "block3")):
         model = build("cls", width=0.35)
         model.backbone.truncate(taps)
@@ -166,7 +168,9 @@ def test_truncated_backbones() -> None:
     padding=st.sampled_from(["symmetric", "same"]),
     batch=st.integers(1, 3),
 )
-def test_any_size_and_budget(height: int, width: int, budget: int, padding: str, batch: int) -> None:
+def test_any_size_and_budget_gives_the_same_features(
+    height: int, width: int, budget: int, padding: str, batch: int
+) -> None:
     model = build("cls", width=0.35, padding=padding, output_stride=16)
     plan = compare(model, (height, width), ("block14.expand/16", "last/32"), batch=batch, budget=budget)
     assert max(plan.over.values(), default=0) == max(0, plan.peak - budget)
@@ -241,7 +245,7 @@ def test_windows_count_as_convolutions_do() -> None:
             assert rows.below <= after
 
 
-def test_threads_share_one() -> None:
+def test_threads_share_a_memory_efficient_model() -> None:
     model = memory_efficient(build("cls", width=0.35), 80_000)
     batches = [torch.randn(1, 3, 64 + 8 * n, 64) for n in range(8)]
     with torch.no_grad():
@@ -256,7 +260,7 @@ def test_threads_share_one() -> None:
             torch.testing.assert_close(found, wanted[number % 8])
 
 
-def test_predictor_with_it_finds_the_same(tmp_path: Path) -> None:
+def test_a_memory_efficient_predictor_finds_the_same(tmp_path: Path) -> None:
     path = weights(tmp_path, "det", "seg")
     plain = Predictor(path, device="cpu")
     saving = Predictor(path, device="cpu")
@@ -271,7 +275,7 @@ def test_predictor_with_it_finds_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("splits", [1, 2, 3, 5])
 @pytest.mark.parametrize("padding", ["symmetric", "same"])
-def test_the_split_graph_gives_the_same(splits: int, padding: str) -> None:
+def test_the_split_graph_computes_the_same(splits: int, padding: str) -> None:
     model, image = build("det", width=0.5, padding=padding, size=(96, 128)), torch.from_numpy(picture(96, 128)[None])
     for dtype, within in OUTPUTS.items():
         split = Raw(model, dtype)
@@ -295,7 +299,7 @@ def test_onnxruntime_runs_the_split_graph(tmp_path: Path) -> None:
     assert_same_numbers(torch.from_numpy(found), wanted)
 
 
-def test_other_models_are_refused() -> None:
+def test_other_backbones_and_budgets_below_one_are_refused() -> None:
     model = assemble(
         {"name": "mobilenet_v1", "args": {"width": 0.25}},
         {"cls": HEADS["cls"]},
@@ -329,7 +333,7 @@ def test_bottlenecks_of_ablations_are_refused(args: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("args", [{"shortcut": "none"}, {"act": "relu"}, {"expansion": 3}])
-def test_others_are_computed_in_parts(args: dict[str, Any]) -> None:
+def test_other_shortcuts_activations_and_expansions_compute_the_same(args: dict[str, Any]) -> None:
     model = ablated(args).eval().double()
     image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
