@@ -275,6 +275,7 @@ def test_what_is_no_release_is_refused(
     assert refused(script, voc, path, capsys).startswith("SBD: ")
 
 
+@pytest.mark.process
 def test_the_command_line_writes_the_list_and_the_masks(voc: Path, sbd: Path):
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(SCRIPT), *map(str, arguments)]

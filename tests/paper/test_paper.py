@@ -202,6 +202,7 @@ def test_text_and_json_say_the_same(found: Tables):
     assert cell["note"] in as_text(found["5"])
 
 
+@pytest.mark.process
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], root: Path):
     assert main(["paper", "5", "--json", str(tmp_path / "a.json"), "--markdown", str(tmp_path / "a.md")]) == 0
     printed = capsys.readouterr().out
