@@ -3,8 +3,19 @@ PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+.DEFAULT_GOAL := setup
 
-.PHONY: setup demo test test-shared test-slow test-all lint clean
+.PHONY: help setup demo quick test test-shared test-slow test-all lint clean
+
+help:
+	@echo "make setup        virtual environment in .venv, pinned by constraints.txt"
+	@echo "make demo         trains, measures and draws on made-up pictures"
+	@echo "make lint         ruff, mypy, import layers"
+	@echo "make quick        lint, and the tests without processes, training and exports (under a minute)"
+	@echo "make test         lint, and every test but the slow ones and those on real data"
+	@echo "make test-shared  the tests on real data in ../shared/data"
+	@echo "make test-slow    the tests that take minutes each"
+	@echo "make test-all     all of them"
 
 setup: $(VENV)/.ready
 
@@ -23,6 +34,9 @@ demo: setup
 
 # files of tests side by side, with one thread each: most tests wait for one core
 TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+quick: setup lint
+	$(TEST) -m "not process and not training and not export and not slow and not shared"
 
 test: setup lint
 	$(TEST) -m "not slow and not shared"

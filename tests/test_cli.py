@@ -63,6 +63,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
     return out
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_and_a_tool(verb: str, root: Path):
     tool = root / "tools" / f"{verb.replace('-', '_')}.py"
@@ -81,6 +82,7 @@ def test_overrides_may_stand_before_and_after_options(root: Path, capsys):
     assert "unrecognized arguments: --chek" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_help_and_config_load_no_torch(root: Path):
     for arguments in (["--help"], ["eval", "--help"], ["config", str(root / "configs/ssdlite_shapes.yaml")]):
         assert run_without_torch(arguments, root).returncode == 0
@@ -98,6 +100,7 @@ def run_without_torch(arguments: list[str], root: Path) -> subprocess.CompletedP
     return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -124,12 +127,14 @@ def test_a_missing_folder_that_the_environment_names_is_reported(root: Path, mon
     assert capsys.readouterr().err == "mnv2det: MNV2DET_DATA: /nonexistent: no such folder\n"
 
 
+@pytest.mark.training
 def test_train_writes_its_summary(run: Path):
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 4
     assert "det/AP" in summary["metrics"]
 
 
+@pytest.mark.training
 def test_eval_of_a_run_repeats_the_metrics_of_training(run: Path, tmp_path: Path):
     assert main(["eval", str(run), "--json", str(tmp_path / "f.json")]) == 0
     metrics = json.loads((tmp_path / "f.json").read_text())["metrics"]
@@ -137,11 +142,13 @@ def test_eval_of_a_run_repeats_the_metrics_of_training(run: Path, tmp_path: Path
     assert metrics == pytest.approx(trained, abs=1e-6)
 
 
+@pytest.mark.training
 def test_eval_of_a_config_with_whole_weights(run: Path, capsys):
     assert main(["eval", str(run / "config.yaml"), f"model.weights={run / 'best.safetensors'}"]) == 0
     assert "det/AP50" in capsys.readouterr().out
 
 
+@pytest.mark.training
 def test_predict_writes_pictures_and_json(run: Path, tmp_path: Path):
     images = run.parent / "pictures"
     images.mkdir()
@@ -162,6 +169,7 @@ def test_predict_writes_pictures_and_json(run: Path, tmp_path: Path):
         assert 0.001 <= row["score"] <= 1
 
 
+@pytest.mark.training
 def test_predict_goes_on_after_a_broken_picture_and_exits_1(run: Path, tmp_path: Path, capsys):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "bad.jpg").write_bytes(b"\xff\xd8 no picture")
@@ -172,6 +180,7 @@ def test_predict_goes_on_after_a_broken_picture_and_exits_1(run: Path, tmp_path:
     assert "bad.jpg: truncated JPEG" in errors
 
 
+@pytest.mark.training
 def test_predict_writes_the_formats_that_are_named(run: Path, tmp_path: Path, capsys):
     cv2.imwrite(str(tmp_path / "a.png"), np.full((40, 50, 3), 99, np.uint8))
     arguments = ["predict", str(run), str(tmp_path / "*.png"), "--out", str(tmp_path / "out"), "--threshold", "0.001"]
@@ -182,6 +191,7 @@ def test_predict_writes_the_formats_that_are_named(run: Path, tmp_path: Path, ca
     assert capsys.readouterr().err == "mnv2det: formats: no format 'cvs'; did you mean 'csv'?\n"
 
 
+@pytest.mark.training
 def test_grid_draws_predictions_beside_truth(run: Path):
     assert main(["grid", str(run), "--count", "2"]) == 0
     picture = cv2.imread(str(run / "predictions.png"))
@@ -265,6 +275,7 @@ def test_eval_of_files(tmp_path: Path, capsys):
     assert json.loads((tmp_path / "o.json").read_text())["metrics"]["AP50"] == 1.0
 
 
+@pytest.mark.training
 def test_predict_never_overwrites_what_it_reads(run: Path, tmp_path: Path, capsys):
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((40, 40, 3), np.uint8))
     before = (tmp_path / "a.png").read_bytes()
@@ -273,12 +284,14 @@ def test_predict_never_overwrites_what_it_reads(run: Path, tmp_path: Path, capsy
     assert (tmp_path / "a.png").read_bytes() == before
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta"])
 def test_an_unknown_device_is_one_line(run: Path, device: str, capsys):
     assert main(["eval", str(run), "--device", device]) == 2
     assert capsys.readouterr().err.startswith(f"mnv2det: device '{device}': ")
 
 
+@pytest.mark.training
 def test_a_grid_that_is_no_picture_is_one_line(run: Path, capsys):
     assert main(["grid", str(run), "--out", "grid.pdf"]) == 2
     assert "expected the name of a picture" in capsys.readouterr().err

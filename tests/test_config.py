@@ -413,6 +413,7 @@ def test_any_override_gives_a_config_or_a_config_error(tmp_path: Path, key: str,
 # start-up
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("module", ["mnv2det.config", "mnv2det.cli", "mnv2det.registry"])
 def test_import_loads_nothing_heavy(root: Path, module: str):
     heavy = "{'torch', 'torchvision', 'albumentations', 'cv2', 'matplotlib', 'onnxruntime'}"

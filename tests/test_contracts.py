@@ -272,6 +272,7 @@ def test_config_is_whole_and_names_its_figure(path: Path, tmp_path: Path):
     assert any("Measured" in line for line in head), f"{path.name} does not say what it reaches"
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_builds_and_runs_a_step(path: Path):
     config = load_config(path, ["model.weights=null", "model.freeze=null"])

@@ -212,6 +212,7 @@ def test_fix_is_told(tmp_path: Path, capsys):
     assert "class names that may be one (1)" in printed
 
 
+@pytest.mark.process
 def test_interrupt_ends_all_processes(root: Path):
     command = [sys.executable, "tools/data.py", "check", "configs/ssdlite_shapes.yaml", "--workers", "2"]
     process = subprocess.Popen(

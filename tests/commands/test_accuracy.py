@@ -14,8 +14,8 @@ from torch import nn
 import mnv2det.models  # noqa: F401 - registers
 from mnv2det.commands.accuracy import LabelledSet
 from mnv2det.commands.evaluate import evaluate_source
-from mnv2det.data.shapes import Shapes
 from mnv2det.data.fit import fit
+from mnv2det.data.shapes import Shapes
 from mnv2det.errors import ConfigError, DataError
 from mnv2det.models.build import assemble, from_file
 from mnv2det.models.weight_file import save_weights

@@ -19,6 +19,8 @@ from mnv2det.commands.measure import PARTS, Row, Settings, open_row, time_parts
 from mnv2det.errors import ConfigError, DataError, WeightsError
 from mnv2det.runtime.predictor import Predictor
 
+pytestmark = pytest.mark.export
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -23,6 +23,8 @@ from mnv2det.runtime.base import write
 from mnv2det.runtime.predictor import Predictor
 from mnv2det.structures import Detections
 
+pytestmark = pytest.mark.export
+
 onnx = pytest.importorskip("onnx")
 SIZES = ((96, 128), (50, 70), (200, 150), (1, 1), (97, 33))
 RUNTIMES = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",), ".pt2": ("torch",)}

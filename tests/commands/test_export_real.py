@@ -14,6 +14,8 @@ from mnv2det.export.program import ExportMetadata, Form, write
 from mnv2det.models.build import from_file
 from mnv2det.runtime.predictor import Predictor
 
+pytestmark = pytest.mark.export
+
 
 def export(source: Path, path: Path, form: Form = "complete") -> None:
     model, header = from_file(str(source))

@@ -177,6 +177,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.process
 def test_a_folder_run_goes_on_lists_what_failed_and_exits_1(detector: str, tmp_path: Path) -> None:
     for name, (data, _) in BROKEN.items():
         (folder := tmp_path / "in").mkdir(exist_ok=True)

@@ -305,7 +305,7 @@ def test_claims_cost_no_memory(tmp_path: Path) -> None:
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_no_mutation_ends_otherwise(tmp_path: Path, data: st.DataObject) -> None:
+def test_any_mutation_ends_in_a_network_or_one_line(tmp_path: Path, data: st.DataObject) -> None:
     path = small_net(tmp_path, data.draw(st.sampled_from(("float32", "int8"))))
     if data.draw(st.booleans()):
         words = path.read_text().split(" ")

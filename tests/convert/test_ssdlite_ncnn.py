@@ -310,7 +310,7 @@ def test_labels(path: Path, tmp_path: Path) -> None:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_no_mutation_ends_otherwise(tmp_path: Path, data: st.DataObject) -> None:
+def test_any_mutation_ends_in_a_model_or_one_line(tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "net.param"
     if not path.exists():
         write_detector(random_detector(0.05, 32, 1), path, "int8")

@@ -18,6 +18,8 @@ from mnv2det.data.transforms import none, ssd
 from mnv2det.errors import DataError
 from mnv2det.structures import Batch, Frame, Preprocess, Sample
 
+pytestmark = pytest.mark.process
+
 SIZE = (32, 48)
 INPUT = Preprocess(SIZE)
 
@@ -311,5 +313,5 @@ _MultiProcessingDataLoaderIter._shutdown_workers = lambda self: None
 print(worker.pid)
 """
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600, check=True)
     assert not Path(f"/proc/{int(done.stdout)}").exists()

@@ -43,6 +43,7 @@ def test_image_does_not_depend_on_what_was_read_before():
     assert_same(data.read(7), Shapes(**SMALL).read(7))
 
 
+@pytest.mark.process
 def test_another_process_draws_the_same(root: Path):
     code = (
         "import hashlib; from mnv2det.data.shapes import Shapes\n"

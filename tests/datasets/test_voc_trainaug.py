@@ -98,7 +98,7 @@ def refused(script: ModuleType, voc: Path, sbd: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_list_and_masks(script: ModuleType, voc: Path, sbd: Path, packed: bool):
+def test_the_list_and_the_masks_are_those_of_both_releases(script: ModuleType, voc: Path, sbd: Path, packed: bool):
     assert script.main([str(voc), str(archive(sbd) if packed else sbd), "--expect", "5"]) == 0
     stems = (voc / "ImageSets/Segmentation/trainaug.txt").read_text().splitlines()
     assert stems == sorted((*TRAIN, *MORE))
@@ -195,23 +195,29 @@ def test_broken_mask_is_named(
     assert expected in found
 
 
-def test_broken_mask_of_vocs_own(script: ModuleType, voc: Path, sbd: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_broken_mask_of_voc_itself_is_named(
+    script: ModuleType, voc: Path, sbd: Path, capsys: pytest.CaptureFixture[str]
+):
     path = voc / "SegmentationClass" / f"{TRAIN[1]}.png"
     Image.new("RGB", SIZE[::-1]).save(path)
     assert refused(script, voc, sbd, capsys).startswith(f"SegmentationClass/{TRAIN[1]}.png: colours (RGB) where class")
 
 
-def test_mask_without_image(script: ModuleType, voc: Path, sbd: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_mask_without_its_image_is_named(
+    script: ModuleType, voc: Path, sbd: Path, capsys: pytest.CaptureFixture[str]
+):
     (voc / "JPEGImages" / f"{MORE[1]}.jpg").unlink()
     assert refused(script, voc, sbd, capsys).startswith(f"JPEGImages/{MORE[1]}.jpg: cannot read the image of mask")
 
 
-def test_image_in_train_and_val(script: ModuleType, voc: Path, sbd: Path, capsys: pytest.CaptureFixture[str]):
+def test_an_image_in_both_train_and_val_is_named(
+    script: ModuleType, voc: Path, sbd: Path, capsys: pytest.CaptureFixture[str]
+):
     (voc / "ImageSets/Segmentation/val.txt").write_text("\n".join((*VAL, TRAIN[1])))
     assert refused(script, voc, sbd, capsys).endswith(f"image '{TRAIN[1]}' is in the train list and in the val list")
 
 
-def test_missing_list(script: ModuleType, voc: Path, sbd: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_missing_list_is_named(script: ModuleType, voc: Path, sbd: Path, capsys: pytest.CaptureFixture[str]):
     (voc / "ImageSets/Segmentation/val.txt").unlink()
     expected = "ImageSets/Segmentation/val.txt: cannot read the image list (No such file or directory)"
     assert refused(script, voc, sbd, capsys) == expected
@@ -236,27 +242,31 @@ def test_members_beside_the_masks_are_not_touched(script: ModuleType, voc: Path,
 
 
 @pytest.mark.parametrize("name", ["x/cls/..mat", "../cls/a b.mat", "/cls/a\nb.mat"])
-def test_member_with_a_strange_name(
+def test_a_member_with_a_strange_name_is_refused(
     script: ModuleType, voc: Path, sbd: Path, capsys: pytest.CaptureFixture[str], name: str
 ):
     found = refused(script, voc, archive(sbd, more={name: b"x"}), capsys)
     assert "is no image name" in found
 
 
-def test_member_that_occurs_twice(script: ModuleType, voc: Path, sbd: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_member_that_occurs_twice_is_refused(
+    script: ModuleType, voc: Path, sbd: Path, capsys: pytest.CaptureFixture[str]
+):
     found = refused(script, voc, archive(sbd, more={f"other/cls/{MORE[0]}.mat": mat(theirs(MORE[1]))}), capsys)
     assert found == f"SBD: cls/{MORE[0]}.mat occurs twice"
 
 
 @pytest.mark.parametrize("length", [0, 100, 900])
-def test_truncated_archive(script: ModuleType, voc: Path, sbd: Path, capsys: pytest.CaptureFixture[str], length: int):
+def test_a_truncated_archive_is_refused(
+    script: ModuleType, voc: Path, sbd: Path, capsys: pytest.CaptureFixture[str], length: int
+):
     path = archive(sbd)
     path.write_bytes(path.read_bytes()[:length])
     assert refused(script, voc, path, capsys).startswith("SBD: cannot read SBD's release, folder or .tgz (")
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty folder"])
-def test_no_release(
+def test_what_is_no_release_is_refused(
     script: ModuleType, voc: Path, sbd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ):
     path = tmp_path / "nothing"
@@ -265,7 +275,8 @@ def test_no_release(
     assert refused(script, voc, path, capsys).startswith("SBD: ")
 
 
-def test_command_line(voc: Path, sbd: Path):
+@pytest.mark.process
+def test_the_command_line_writes_the_list_and_the_masks(voc: Path, sbd: Path):
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(SCRIPT), *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, cwd=voc, check=False)

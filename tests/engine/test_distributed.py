@@ -21,7 +21,11 @@ from mnv2det.models.head import Head
 from mnv2det.models.layers import ConvNorm
 from mnv2det.models.ssdlite import SSDLite
 
+pytestmark = [pytest.mark.process, pytest.mark.training]
+
 ONE = Processes(0, 1, torch.device("cpu"))
+# two processes make other batches of the images than one does, and kernels may round batches of two sizes differently
+SINGLY = "data.batch_size=1"
 
 
 def torchrun(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -30,6 +34,12 @@ def torchrun(root: Path, *arguments: str, **environment: str) -> subprocess.Comp
     env = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1", **environment}
     env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # docs/distributed.md, on restarts
     return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=600, check=False)
+
+
+def alone(root: Path, *arguments: str) -> None:
+    """The same in one process, with as many threads as each of two has."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, *arguments], cwd=root, env=env, check=True, capture_output=True)
 
 
 def unlucky(root: Path, out: Path, what: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -66,10 +76,10 @@ def test_two_processes_measure_what_one_measures(
     run: Path, root: Path, tmp_path: Path, evaluator: list[str], figure: str
 ):
     """Seven images over two processes: neither twice nor left out."""
-    ask = ["tools/eval.py", str(run), *evaluator, "--device", "cpu", "--json"]
+    ask = ["tools/eval.py", str(run), SINGLY, *evaluator, "--device", "cpu", "--json"]
     done = torchrun(root, *ask, str(tmp_path / "two.json"))
     assert done.returncode == 0, done.stderr
-    subprocess.run([sys.executable, *ask, str(tmp_path / "one.json")], cwd=root, check=True, capture_output=True)
+    alone(root, *ask, str(tmp_path / "one.json"))
     one, two = (json.loads((tmp_path / name).read_text())["metrics"] for name in ("one.json", "two.json"))
     assert one == two
     assert one[figure] >= 0
@@ -80,8 +90,9 @@ def test_figures_of_the_run_are_those_of_the_weights_it_kept(run: Path, root: Pa
     from mnv2det.models.weight_file import read_header
 
     kept = read_header(run / "best.safetensors").metrics
-    command = [sys.executable, "tools/eval.py", str(run), "--device", "cpu", "--json", str(tmp_path / "again.json")]
-    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    # in two processes, too, so that the batches are those of the measurement while it trained
+    done = torchrun(root, "tools/eval.py", str(run), "--device", "cpu", "--json", str(tmp_path / "again.json"))
+    assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "again.json").read_text())["metrics"] == pytest.approx(kept, abs=1e-6)
 
 
@@ -97,10 +108,10 @@ def test_a_joint_model_learns_its_weights_and_is_measured_alike(root: Path, tmp_
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     weights = [(r["weight/det"], r["weight/seg"]) for r in records if r["kind"] == "train"]
     assert len(set(weights)) == 3, "they move from step to step"
-    done = torchrun(root, "tools/eval.py", str(run), "--device", "cpu", "--json", str(tmp_path / "two.json"))
+    ask = ["tools/eval.py", str(run), SINGLY, "--device", "cpu", "--json"]
+    done = torchrun(root, *ask, str(tmp_path / "two.json"))
     assert done.returncode == 0, done.stderr
-    command = [sys.executable, "tools/eval.py", str(run), "--device", "cpu", "--json", str(tmp_path / "one.json")]
-    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    alone(root, *ask, str(tmp_path / "one.json"))
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
     assert one["reports"] == two["reports"]
     assert sum(map(sum, one["reports"]["seg"]["confusion"])) == 7 * 64 * 64
@@ -120,9 +131,10 @@ def whole(root: Path) -> tuple[Config, dict[str, torch.Tensor]]:
 
 
 def test_accumulated_batches_are_one_larger_batch(whole: tuple[Config, dict[str, torch.Tensor]]):
-    """Twenty steps; batch norm's statistics are fixed, as every batch has its own."""
+    """Ten steps; batch norm's statistics are fixed, as every batch has its own."""
     config, wanted = whole
-    torch.testing.assert_close(learn(config, ONE, accumulate=2), wanted, rtol=1e-4, atol=1e-5)
+    # the loss is computed in float32: 1e-9 is left of it in the parameters
+    torch.testing.assert_close(learn(config, ONE, accumulate=2), wanted, rtol=0, atol=1e-7)
 
 
 def test_a_plain_mean_of_batches_is_not(whole: tuple[Config, dict[str, torch.Tensor]], monkeypatch):
@@ -130,7 +142,9 @@ def test_a_plain_mean_of_batches_is_not(whole: tuple[Config, dict[str, torch.Ten
     config, wanted = whole
     monkeypatch.setattr(SSDLite, "loss_normalizer", Head.loss_normalizer)
     found = learn(config, ONE, accumulate=2)
-    assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) > 1e-3
+    assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) > 1e-4, (
+        "a thousand times the bound above"
+    )
 
 
 @pytest.mark.parametrize("name", ["ssdlite_shapes", "joint_shapes"])
@@ -139,7 +153,7 @@ def test_two_processes_learn_what_one_learns_from_the_same_batch(root: Path, tmp
     done = torchrun(root, "tests/equal_steps.py", path, str(tmp_path / "two.pt"))
     assert done.returncode == 0, done.stderr
     two = torch.load(tmp_path / "two.pt", weights_only=True)
-    torch.testing.assert_close(two, learn(configured(path), ONE), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(two, learn(configured(path), ONE), rtol=0, atol=1e-7)
 
 
 # failures

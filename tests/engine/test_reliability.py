@@ -29,6 +29,8 @@ from mnv2det.engine.trainer import train
 from mnv2det.errors import TrainingError, WeightsError
 from mnv2det.models.model import Model
 
+pytestmark = [pytest.mark.process, pytest.mark.training]
+
 QUICK = (*TINY, "data.workers=0", "train.steps=6", "train.eval_every=0", "data.val.args.count=2")
 
 
@@ -371,7 +373,7 @@ def test_it_finishes_the_step_saves_and_exits_with_130(root: Path, tmp_path: Pat
     for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
         os.kill(int(child), number)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "saved; go on with: mnv2det train --resume" in errors.decode()
     assert "Traceback" not in errors.decode()

@@ -1,6 +1,5 @@
 """Stopping and resuming the COCO run on real photographs."""
 
-import random
 import signal
 import subprocess
 import sys
@@ -8,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import wait_for
+from tiny import random_moments, wait_for
 
 from mnv2det.engine.checkpoint import load_checkpoint
+
+pytestmark = [pytest.mark.process, pytest.mark.training]
 
 STEPS = 12
 
@@ -36,15 +37,15 @@ def start(root: Path, shared: Path, run: Path) -> subprocess.Popen[bytes]:
 @pytest.mark.shared
 def test_the_coco_run_resumes_bit_identically_after_sigint_and_sigkill(root: Path, shared: Path, tmp_path: Path):
     whole = start(root, shared, tmp_path / "whole")
-    _, errors = whole.communicate(timeout=300)
+    _, errors = whole.communicate(timeout=600)
     assert whole.returncode == 0, errors.decode()
-    wanted = load_checkpoint(tmp_path / "whole" / "last.pt")
+    wanted, chance = load_checkpoint(tmp_path / "whole" / "last.pt"), random_moments()
     for name, number, code in (("stopped", signal.SIGINT, 130), ("killed", signal.SIGKILL, -signal.SIGKILL)):
         run = tmp_path / name
         process = start(root, shared, run)
-        wait_for(run, random.SystemRandom().randrange(3, 8), process)
+        wait_for(run, chance.randrange(3, 8), process)
         process.send_signal(number)
-        process.communicate(timeout=120)
+        process.communicate(timeout=600)
         assert process.returncode == code
         assert load_checkpoint(run / "last.pt")["progress"]["step"] < STEPS
         command = [sys.executable, "tools/train.py", "--resume", str(run)]

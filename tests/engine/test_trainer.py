@@ -1,6 +1,5 @@
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -9,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import TINY, wait_for
+from tiny import TINY, random_moments, wait_for
 
 from mnv2det.config import Config, load_config
 from mnv2det.engine.checkpoint import load_checkpoint
-from mnv2det.engine.interrupt import Interrupted
 from mnv2det.engine.trainer import train
 from mnv2det.errors import ConfigError, TrainingError, WeightsError
+
+pytestmark = [pytest.mark.process, pytest.mark.training]
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def undisturbed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was never stopped, in a process of its own like the others."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     process = start(root, run)
-    _, errors = process.communicate(timeout=240)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors.decode()
     return run
 
@@ -63,10 +63,12 @@ def test_a_run_folder_holds_what_is_promised(undisturbed: Path):
     assert "det/AP50" in records[-1]
 
 
-def test_loss_falls(undisturbed: Path):
+@pytest.mark.parametrize("loss", ["det/cls", "det/box"])
+def test_each_loss_is_lower_in_the_second_epoch_than_in_the_first(undisturbed: Path, loss: str):
     records = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
-    losses = [r["det/cls"] + r["det/box"] for r in records if r["kind"] == "train"]
-    assert sum(losses[-3:]) < sum(losses[:3])
+    losses = [record[loss] for record in records if record["kind"] == "train"]
+    # six steps of four images are an epoch: both sums are over the same images; measured: 0.66 and 0.75
+    assert sum(losses[6:]) < 0.9 * sum(losses[:6])
 
 
 def test_sigint_saves_says_how_to_resume_and_the_result_is_bit_identical(root, tmp_path, undisturbed):
@@ -74,7 +76,7 @@ def test_sigint_saves_says_how_to_resume_and_the_result_is_bit_identical(root, t
     process = start(root, run)
     wait_for(run, 4, process)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 130
     assert f"mnv2det train --resume {run}" in errors.decode()
     assert "Traceback" not in errors.decode()
@@ -87,11 +89,12 @@ def test_sigint_saves_says_how_to_resume_and_the_result_is_bit_identical(root, t
 
 def test_kill_at_a_random_moment_and_resume_is_bit_identical(root, tmp_path, undisturbed):
     run = tmp_path / "run"
+    chance = random_moments()
     process = start(root, run)
-    wait_for(run, random.SystemRandom().randrange(2, 10), process)
-    time.sleep(random.SystemRandom().random() * 0.2)
+    wait_for(run, chance.randrange(2, 10), process)
+    time.sleep(chance.random() * 0.2)
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     subprocess.run([sys.executable, "tools/train.py", "--resume", str(run)], cwd=root, check=True, capture_output=True)
     assert_identical(run, undisturbed)
 
@@ -168,10 +171,6 @@ def test_broken_data_stops_or_is_counted(tmp_path: Path, tiny: Config, root: Pat
     assert summary["skipped"] > 0
 
 
-def test_interrupted_is_exit_code_130():
-    assert Interrupted("x").exit_code == 130
-
-
 def test_resume_refuses_a_changed_config_key_by_key(tmp_path: Path, undisturbed: Path, root: Path):
     import shutil
 
@@ -201,7 +200,7 @@ def test_a_killed_worker_is_one_line(tmp_path: Path, root: Path):
     wait_for(run, 6, process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 1
     # the signal may strike inside a finaliser, of which Python then reports "Exception ignored"
     assert "\nmnv2det: a loader worker died at step" in errors.decode().replace("\r", "\n")

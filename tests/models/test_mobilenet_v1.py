@@ -1,8 +1,8 @@
 import pytest
 import torch
+from closeness import assert_same_numbers
 from small_models import scramble
 from torch import nn
-from torch.testing import assert_close
 
 import mnv2det.models  # noqa: F401 - registers
 from mnv2det.errors import ConfigError
@@ -40,11 +40,11 @@ def test_it_is_howards_table_1(act: str, kind: type[nn.Module]):
     scramble(theirs)
     assert len(theirs.state_dict()) == len(ours.state_dict())
     ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
-    images = torch.randn(2, 3, 96, 80) * 3
+    images = torch.randn(2, 3, 96, 80).double() * 3
     with torch.no_grad():
-        wanted = theirs(images)
+        wanted = theirs.double()(images)
         assert float(wanted.std()) > 0.01
-        assert_close(ours(images)["last"], wanted, rtol=1e-4, atol=1e-5)
+        assert_same_numbers(ours.double()(images)["last"], wanted)
 
 
 def test_parameters_and_multiply_adds_of_the_classifier():
@@ -90,13 +90,13 @@ def test_stride_identity(padding: str, output_stride: int, size: tuple[int, int]
     plain, dilated = MobileNetV1(padding=padding), MobileNetV1(padding=padding, output_stride=output_stride)
     scramble(plain)
     dilated.load_state_dict(plain.state_dict())
-    images = torch.randn(1, 3, *size)
+    images = torch.randn(1, 3, *size).double()
     taps = ("block11/16", "block12/32", "last/32")
     with torch.no_grad():
-        wanted, found = plain.eval()(images, taps), dilated.eval()(images, taps)
+        wanted, found = plain.double().eval()(images, taps), dilated.double().eval()(images, taps)
     for tap in taps:
         assert float(wanted[tap].std()) > 0.01
-        assert_close(found[tap], wanted[tap], rtol=1e-4, atol=1e-5)
+        assert_same_numbers(found[tap], wanted[tap], tap)
 
 
 def test_layers_behind_the_last_tap_are_dropped_and_not_computed():

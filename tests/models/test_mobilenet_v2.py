@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torchvision
+from closeness import assert_same_numbers
 from small_models import scramble
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
@@ -46,11 +47,11 @@ def test_torchvisions_state_dict_computes_the_same(width: float):
     assert header.backbone["args"]["width"] == width
     ours = MobileNetV2(**header.backbone["args"]).eval()
     ours.load_state_dict({name.removeprefix("backbone."): t for name, t in tensors.items() if "backbone" in name})
-    images = torch.randn(2, 3, 96, 80)
+    images = torch.randn(2, 3, 96, 80).double()
     with torch.no_grad():
-        wanted = theirs.features(images)
+        wanted = theirs.double().features(images)
         assert float(wanted.std()) > 0.01
-        assert_close(ours(images)["last"], wanted, rtol=1e-5, atol=1e-5)
+        assert_same_numbers(ours.double()(images)["last"], wanted)
 
 
 def test_a_foreign_state_dict_names_the_tensor():
@@ -69,13 +70,13 @@ def test_stride_identity(padding: str, output_stride: int, size: tuple[int, int]
     plain, dilated = MobileNetV2(padding=padding), MobileNetV2(padding=padding, output_stride=output_stride)
     scramble(plain)
     dilated.load_state_dict(plain.state_dict())
-    images = torch.randn(1, 3, *size)
+    images = torch.randn(1, 3, *size).double()
     taps = ("block14.expand/16", "block17/32", "last/32")
     with torch.no_grad():
-        wanted, found = plain.eval()(images, taps), dilated.eval()(images, taps)
+        wanted, found = plain.double().eval()(images, taps), dilated.double().eval()(images, taps)
     for tap in taps:
         assert float(wanted[tap].std()) > 0.01
-        assert_close(found[tap], wanted[tap], rtol=1e-4, atol=1e-5)
+        assert_same_numbers(found[tap], wanted[tap], tap)
 
 
 def test_same_padding_is_tensorflows():

@@ -156,7 +156,7 @@ def test_a_crowd_takes_its_anchors_out_of_the_negatives():
     head = small_head(min_negatives=10_000)
     raw = head(small_features(batch=1))
     whole = target([[0.0, 0, 128, 96]], [0], [True])
-    assert float(head.loss(raw, [whole])["cls"]) < float(head.loss(raw, [target([], [])])["cls"])
+    assert head.loss(raw, [whole])["cls"].item() < head.loss(raw, [target([], [])])["cls"].item()
 
 
 def test_decode_finds_what_the_codes_say_in_original_pixels():

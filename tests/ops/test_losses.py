@@ -6,13 +6,13 @@ from mnv2det.ops.losses import anchor_class_loss, hardest
 
 
 def test_sigmoid_loss_is_cross_entropy_of_every_channel():
-    logits, classes = torch.randn(2, 7, 4), torch.randint(0, 4, (2, 7))
-    wanted = F.binary_cross_entropy_with_logits(logits, F.one_hot(classes, 4).float(), reduction="none").sum(-1)
+    logits, classes = torch.randn(2, 7, 4).double(), torch.randint(0, 4, (2, 7))
+    wanted = F.binary_cross_entropy_with_logits(logits, F.one_hot(classes, 4).double(), reduction="none").sum(-1)
     assert_close(anchor_class_loss(logits, classes, softmax=False), wanted)
 
 
 def test_softmax_loss():
-    logits, classes = torch.randn(2, 7, 4), torch.randint(0, 4, (2, 7))
+    logits, classes = torch.randn(2, 7, 4).double(), torch.randint(0, 4, (2, 7))
     wanted = -logits.log_softmax(-1).gather(-1, classes[..., None])[..., 0]
     assert_close(anchor_class_loss(logits, classes, softmax=True), wanted)
 

@@ -80,7 +80,7 @@ def test_every_value_is_the_papers_or_explained_and_no_other_is_explained(found:
         ("7", "MNet V1 / 8 / ASPP MF", "MAdds B as TensorFlow", 990.8, 0.05),
     ],
 )
-def test_computed_values(found: Tables, key: str, row: str, column: str, value: float, within: float):
+def test_computed_numbers_are_the_papers(found: Tables, key: str, row: str, column: str, value: float, within: float):
     assert here(found, key, row, column) == pytest.approx(value, abs=within)
 
 
@@ -204,6 +204,7 @@ def test_text_and_json_say_the_same(found: Tables):
     assert cell["note"] in as_text(table)
 
 
+@pytest.mark.process
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], root: Path):
     assert main(["paper", "5", "--json", str(tmp_path / "a.json"), "--markdown", str(tmp_path / "a.md")]) == 0
     printed = capsys.readouterr().out
@@ -266,7 +267,7 @@ def test_trade_off_is_that_of_figure_5():
     assert (both[0] > both[1] + 1).all()
 
 
-def test_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_plots_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("matplotlib")
     for file in draw_figures(tmp_path / "new"):
         assert file.read_bytes().startswith(b"\x89PNG")
@@ -283,5 +284,5 @@ def test_the_plot_of_ablations(tmp_path: Path):
     assert (tmp_path / "6.png").stat().st_size > 10_000
 
 
-def test_tables_are_computed_on_no_numbers():
+def test_tables_are_computed_without_allocating_tensors():
     assert all(p.device == torch.device("meta") for p in build(V1, "classifier", 224).parameters())

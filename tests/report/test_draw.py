@@ -82,7 +82,7 @@ def test_ignored_pixels_are_hatched_grey(names: list[str]) -> None:
     np.testing.assert_allclose(drawn[~same], mixed(image[~same], (128, 128, 128), 0.5), atol=1)
 
 
-def test_what_is_given_is_not_drawn_upon() -> None:
+def test_drawing_leaves_its_image_and_mask_unchanged() -> None:
     image, mask = photo(), halves(1, 255)
     kept = image.copy(), mask.copy()
     draw_mask(image, mask, NAMES)
@@ -236,7 +236,7 @@ def test_a_confusion_matrix_is_given_in_percent_of_its_rows(written: list[str]) 
 
 
 @pytest.mark.parametrize("count", [1, 2, 21, 100])
-def test_confusion_matrices_of_any_size(count: int, written: list[str]) -> None:
+def test_a_confusion_matrix_of_any_size_is_drawn_whole(count: int, written: list[str]) -> None:
     names = [f"a class with the number {k}" for k in range(count)]
     picture = draw_confusion(np.eye(count, dtype=np.int64) * 7, names)
     assert picture.shape[0] == picture.shape[1] >= 36 * count

@@ -17,6 +17,8 @@ from mnv2det.runtime.openvino_detections import ANCHORS, FRAME, add_detections, 
 from mnv2det.runtime.predictor import Predictor
 from mnv2det.structures import Detections, FeatureInfo, Frame
 
+pytestmark = pytest.mark.export
+
 openvino = pytest.importorskip("openvino")
 FEATURES = {"a": FeatureInfo(16, 16), "b": FeatureInfo(24, 32)}
 SIZE = (96, 128)

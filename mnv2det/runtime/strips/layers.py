@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from mnv2det.export.graph import Folded
 from mnv2det.export.split import LANES, part_of
+from mnv2det.models.depthwise import has_bf16_kernels
 from mnv2det.models.layers import InvertedResidual
 from mnv2det.runtime.strips.rows import BottleneckShape, Rows, Window, needs_copy
 
@@ -116,7 +117,7 @@ class Spatial:
         x = x.contiguous(memory_format=torch.channels_last)
         groups = stop - start if self.depthwise else 1
         bias = self.bias[start:stop]
-        if (stop - start) % LANES or not torch.backends.mkldnn.is_available():
+        if (stop - start) % LANES or not _can_pack(x.dtype):
             y = F.conv2d(x, self.weight[start:stop], bias, self.stride, pad, self.dilation, groups)
             return y.contiguous(memory_format=torch.channels_last).clamp_(0.0, self.high)
         if (start, stop) not in self.packed:
@@ -126,6 +127,13 @@ class Spatial:
         return torch.ops.mkldnn._convolution_pointwise(
             x, self.packed[start, stop], bias, pad, self.stride, self.dilation, groups, "hardtanh", [0.0, self.high], ""
         )
+
+
+def _can_pack(dtype: torch.dtype) -> bool:
+    """Whether oneDNN keeps weights of this type in its own order, on this processor."""
+    if dtype == torch.float32:
+        return torch.backends.mkldnn.is_available()
+    return dtype == torch.bfloat16 and has_bf16_kernels()
 
 
 class Bottleneck:
