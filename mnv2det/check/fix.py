@@ -71,7 +71,12 @@ def check_target(target: Path, root: Path, splits: Sequence[Split]) -> None:
     real = target.resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"--fix {target}: exists and is not empty")
-    folders = {split.records.path(picture.file).parent for split in splits for picture in split.records.pictures}
+    folders = {
+        split.records.path(picture.file).parent
+        for split in splits
+        for picture in split.records.pictures
+        if picture.file
+    }
     for source in sorted({root.resolve(), *(folder.resolve() for folder in folders)}):
         if real == source or source in real.parents or real in source.parents:
             raise ConfigError(f"--fix {target}: lies in the data it would copy, or the other way round ({source})")

@@ -269,7 +269,7 @@ def summary(part: Part) -> dict[str, Any]:
     sizes = Counter(f"{width}x{height}" for height, width in part.sizes.tolist() if height and width)
     boxed = {index for index, picture in enumerate(records.pictures) if picture.boxed}
     return {
-        "about": records.about,
+        "about": part.split.about,
         "images": len(records.pictures),
         "readable": sum(fact.problem is None for fact in part.facts),
         "annotated": len(boxed),

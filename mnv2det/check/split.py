@@ -54,6 +54,11 @@ class Split:
         return "labels" in self.records.classes
 
     @property
+    def about(self) -> str:
+        """What was read, one line with paths relative to the data folder."""
+        return printable(self.records.about.replace(f"{self.root}{os.sep}", ""))
+
+    @property
     def listing(self) -> str:
         """The file that lists the images, relative to the data folder; empty where there is none."""
         return relative(self.records.files[0], self.root) if self.records.files else ""

@@ -126,19 +126,19 @@ def read_results(path: PathLike, truth: Truth) -> Found:
     entries = _load(path)
     if not isinstance(entries, list):
         raise DataError(f"{path}: expected a list of results, got {_kind(entries)}")
-    rows = []
+    images, labels, boxes, scores = [], [], [], []
     for position, entry in enumerate(entries):
         try:
-            image = _known(entry, "image_id", truth.images, truth.path)
-            label = _known(entry, "category_id", truth.categories, truth.path)
-            rows.append((image, label, _box(entry), _number(entry, "score")))
+            images.append(_known(entry, "image_id", truth.images, truth.path))
+            labels.append(_known(entry, "category_id", truth.categories, truth.path))
+            boxes.append(_box(entry))
+            scores.append(_number(entry, "score"))
         except _EntryError as error:
             raise DataError(f"{path}: results[{position}]: {error}") from None
-    image, label, boxes, score = (
-        np.array([row[column] for row in rows], dtype)
-        for column, dtype in enumerate((np.int64, np.int64, np.float64, np.float64))
-    )
-    return Found(image, label, boxes.reshape(-1, 4), score).pick(np.argsort(image, kind="stable"))
+    image = np.array(images, np.int64)
+    table = np.array(boxes, np.float64).reshape(-1, 4)
+    results = Found(image, np.array(labels, np.int64), table, np.array(scores, np.float64))
+    return results.pick(np.argsort(image, kind="stable"))
 
 
 def _load(path: PathLike) -> Any:

@@ -101,7 +101,7 @@ def _claimed_pixels(data: bytes) -> int:
     """Pixels that the header of any other file claims; 0 where Pillow does not know it."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as picture:
                 return picture.width * picture.height
     except Image.DecompressionBombError:

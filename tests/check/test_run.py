@@ -82,7 +82,11 @@ def test_segmentations_matter_where_masks_are_wanted(tmp_path: Path, root: Path)
             f"data.{part.name}.args.images={part.name}",
         ]
     assert found(folder) == []
-    report = check_data(root / "configs/joint_coco.yaml", [*overrides, "data.train.args.masks=coco"], workers=1)
+    report = check_data(
+        root / "configs/joint_coco.yaml",
+        [*overrides, "data.train.args.masks=coco", "data.val.args.masks=coco"],
+        workers=1,
+    )
     assert kinds(report.findings) == ["segmentation_broken"] * 2
 
 
@@ -277,6 +281,6 @@ def test_no_json_breaks_the_check(tmp_path: Path, place: str, number: int, data:
         (finding.file + finding.value + finding.expected).encode()
     shutil.rmtree(tmp_path / "clean", ignore_errors=True)
     # the copy of what can be copied is no worse
-    if len(report.parts[0].split.pictures) > 0:
+    if len(report.parts[0].split.records.pictures) > 0:
         check_data(tmp_path, workers=1, fix=tmp_path.parent / f"{tmp_path.name}_clean")
         shutil.rmtree(tmp_path.parent / f"{tmp_path.name}_clean")

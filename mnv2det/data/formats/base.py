@@ -76,14 +76,13 @@ class RecordsDataset(Dataset):
     """
 
     def __init__(self, records: Records, bad_data: BadData = BadData.stop) -> None:
-        problems = records.all_problems()
+        problems, (pictures, rows) = records.all_problems(), records.kept()
+        if records.pictures and not pictures.any() and bad_data is BadData.skip:
+            raise DataError(f"{records.where}: no images left in it")
         for problem in problems:
             if problem.severity == "error" and (problem.fatal or bad_data is BadData.stop):
                 raise DataError(problem.message)
         self.problems = [problem.message for problem in problems]
-        pictures, rows = records.kept()
-        if not pictures.any():
-            raise DataError(f"{records.where}: no images left in it")
         self.classes = {key: list(names) for key, names in records.classes.items()}
         self.folder = records.folder
         kept = [picture for picture, keep in zip(records.pictures, pictures, strict=True) if keep]

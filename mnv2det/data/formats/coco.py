@@ -39,7 +39,7 @@ class _EntryError(Exception):
 class _Annotation(NamedTuple):
     """An entry of ``annotations`` that names an image and a category, and has a box of numbers."""
 
-    index: int
+    picture: int
     category: Id
     box: list[float]
     area: float
@@ -78,7 +78,7 @@ class CocoJson(Format):
         """See `Format.read`; boxes are corners, ``stated`` is the json's ``[x, y, w, h]``."""
         data = load_json(self.path)
         folder = self.images or self.path.parent
-        about = f"COCO json {self.path.name}, images in {folder.name}"
+        about = f"COCO json {self.path}, images in {folder}"
         if self.masks:
             about += ", masks from segmentations"
         records = Records(folder, str(self.path), about, [self.path], [folder])
@@ -203,9 +203,9 @@ class CocoJson(Format):
                 report(error)
                 continue
             index, name, size = (
-                annotation.index,
+                annotation.picture,
                 categories[annotation.category],
-                records.pictures[annotation.index].size,
+                records.pictures[annotation.picture].size,
             )
             runs, pixels = b"", 0
             if painted.get(name) and size is not None:

@@ -56,9 +56,7 @@ class ImageFolder(Format):
         titles = _read_synsets(self.synsets) if self.synsets else {name: name for name in folders}
         classes, issues = self._classes(titles)
         files = [self.synsets] if self.synsets else []
-        records = Records(
-            folder, str(folder), f"folders of classes in {folder.name}", files, [folder], {"label": classes}
-        )
+        records = Records(folder, str(folder), f"folders of classes in {folder}", files, [folder], {"label": classes})
         records.add_class_issues(issues, folder)
         if classes == list(titles.values()):
             # by folder, because ImageNet has two classes called crane

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,14 +142,21 @@ def clip_boxes(corners: NDArray[np.float64], sizes: NDArray[np.int64]) -> Clippe
         sizes: int64 (N, 2), (H, W) of each box's picture; 0 where it is not known.
     """
     limit = np.where(sizes > 0, sizes, np.inf)[:, ::-1]
-    # written so that nan fails
-    empty = ~(corners[:, :2] < corners[:, 2:]).all(axis=1)
+    empty = ~_has_area(corners)
     low, high = np.maximum(corners[:, :2], 0), np.minimum(corners[:, 2:], limit)
-    outside = ~empty & ~(low < high).all(axis=1)
-    clipped = np.concatenate([low, high], axis=1).astype(np.float32)
+    inside = np.hstack([low, high])
+    outside = ~empty & ~_has_area(inside)
+    clipped = inside.astype(np.float32)
     share = clipped / np.tile(np.where(sizes > 0, sizes, 1)[:, ::-1], 2).astype(np.float32)
-    keeps_area = (clipped[:, :2] < clipped[:, 2:]).all(axis=1) & (share[:, :2] < share[:, 2:]).all(axis=1)
+    keeps_area = _has_area(clipped) & _has_area(share)
     return ClippedBoxes(clipped, empty | (~outside & ~keeps_area), outside)
+
+
+def _has_area(corners: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+    """Bool (N,): which boxes xyxy have an area; none with nan has."""
+    wide: NDArray[np.bool_] = corners[:, 0] < corners[:, 2]
+    high: NDArray[np.bool_] = corners[:, 1] < corners[:, 3]
+    return wide & high
 
 
 @dataclass
@@ -159,7 +166,7 @@ class Records:
     Attributes:
         folder: Folder that the files of `Picture` are relative to.
         where: What was read, for messages.
-        about: What it is, one line for reports.
+        about: What was recognised, one line for reports.
         files: The files that list the images.
         picture_folders: Folders in which pictures without an entry are looked for.
         classes: Class names by target key: ``labels`` (of boxes), ``mask``, ``label`` (of whole pictures).

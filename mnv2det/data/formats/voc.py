@@ -99,9 +99,7 @@ class VocLists(Format):
         return records
 
     def _about(self) -> str:
-        lists = ", ".join(
-            os.path.relpath(images.file or images.home / "JPEGImages", self.folder) for images in self.lists
-        )
+        lists = ", ".join(str(images.file or images.home / "JPEGImages") for images in self.lists)
         what = ["boxes"] if any(images.boxes for images in self.lists) else []
         what += [f"masks ({self.mask_folder})"] if any(images.masks for images in self.lists) else []
         return f"VOC layout, {lists}: {' and '.join(what) or 'pictures alone'}"
@@ -144,10 +142,11 @@ class VocLists(Format):
     def _read_xml(self, records: Records, index: int, path: Path) -> None:
         """Adds the boxes of an annotation, and the size it states."""
 
-        def report(kind: str, error: DataError | str, number: int = 0, value: str = "") -> None:
+        def report(kind: str, error: DataError | str, number: int | None = None, value: str = "") -> None:
             what = str(error).removeprefix(f"{path}: ")
-            numbers = {"annotation": number, "position": number - 1} if number else {}
-            records.add_problem(kind, path, what, value=value or shown(what, 120), index=index, **numbers)
+            position = -1 if number is None else number - 1
+            value = value or shown(what, 120)
+            records.add_problem(kind, path, what, value=value, index=index, annotation=number, position=position)
 
         try:
             tree = parse_xml(path)
