@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -313,6 +314,7 @@ def compare(damage: Damage, folder: Path, root: Path) -> None:
         assert bool(stopped) == bool(errors), f"seed {seed}: training says {stopped!r}, the check {errors}"
         assert "\n" not in stopped + "".join(errors)
         refused += bool(stopped)
+        shutil.rmtree(folder / str(seed))
     # the generator makes good and bad ones
     assert 0.2 < refused / COUNT < 0.95
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mnv2det.config import BadData
 from mnv2det.data.dataset import Arrays, BoxTable, Dataset
 from mnv2det.data.formats.cleaning import Cleaning
-from mnv2det.data.formats.records import Records
+from mnv2det.data.formats.records import Records, clip_boxes
 from mnv2det.data.images import read_image, read_sized
 from mnv2det.data.masks import Region, RegionTable, read_mask
 from mnv2det.errors import ConfigError, DataError
@@ -61,7 +61,8 @@ class Format(ABC):
 class RecordsDataset(Dataset):
     """What a format has read, as a data set to train on or evaluate.
 
-    It keeps flat arrays alone; the records may be dropped.
+    It keeps flat arrays alone; the records may be dropped. Boxes of pictures whose annotation states no size are
+    clipped when the picture is read.
 
     Args:
         records: From `mnv2det.data.formats.base.Format.read`.
@@ -119,6 +120,8 @@ class RecordsDataset(Dataset):
         path, target = self.folder / _text(self._files[index]), self.target(index)
         height, width = (int(n) for n in self._sizes[index])
         image = read_sized(path, (height, width)) if height else read_image(path)
+        if not height and "boxes" in target:
+            target["boxes"] = _hold_to_picture(target["boxes"], image, path)
         if self._regions is not None:
             target["mask"] = self._regions.paint(index, (height, width))
         elif self._masks[index]:
@@ -130,6 +133,17 @@ class RecordsDataset(Dataset):
                 sizes = [f"{shape[1]}x{shape[0]}" for shape in (mask.shape, image.shape)]
                 raise DataError(f"{mask_path}: the mask is {sizes[0]}, its image {path.name} is {sizes[1]}")
         return Sample(image, target, self.image_id(index))
+
+
+def _hold_to_picture(boxes: NDArray[np.float32], image: NDArray[np.uint8], path: Path) -> NDArray[np.float32]:
+    """Clips the boxes of a picture whose size no annotation states."""
+    size = np.array(image.shape[:2], np.int64)
+    clipped = clip_boxes(boxes.astype(np.float64), np.tile(size, (len(boxes), 1)))
+    wrong = np.flatnonzero(~clipped.valid)
+    if len(wrong):
+        box = boxes[wrong[0]].tolist()
+        raise DataError(f"{path}: box {box} has no area in the {image.shape[1]}x{image.shape[0]} image")
+    return clipped.corners
 
 
 def _tables(
