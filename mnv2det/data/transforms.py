@@ -323,9 +323,12 @@ class _Pipeline:
         result = self.compose(**given)
         image = result["image"]
         if "boxes" in target:
-            found = np.asarray(result["bboxes"], np.float64).reshape(-1, 6)
-            target["boxes"] = (found[:, :4] * np.array(image.shape[1::-1] * 2)).astype(np.float32)
-            target["labels"], target["ignore"] = found[:, 4].astype(np.int64), found[:, 5] > 0
+            rows = np.asarray(result["bboxes"], np.float64).reshape(-1, 6)
+            boxes = (rows[:, :4] * np.array(image.shape[1::-1] * 2)).astype(np.float32)
+            # a sliver may lose its width when the picture shrinks
+            kept = (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
+            target["boxes"] = boxes[kept]
+            target["labels"], target["ignore"] = rows[kept, 4].astype(np.int64), rows[kept, 5] > 0
             target.pop("area", None)
         if "mask" in target:
             target["mask"] = result["mask"]

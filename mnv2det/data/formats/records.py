@@ -147,7 +147,8 @@ def clip_boxes(corners: NDArray[np.float64], sizes: NDArray[np.int64]) -> Clippe
     inside = np.hstack([low, high])
     outside = ~empty & ~_has_area(inside)
     clipped = inside.astype(np.float32)
-    share = clipped / np.tile(np.where(sizes > 0, sizes, 1)[:, ::-1], 2).astype(np.float32)
+    sides = np.where(sizes > 0, sizes, 1)[:, [1, 0, 1, 0]].astype(np.float32)
+    share: NDArray[np.float32] = clipped / sides
     keeps_area = _has_area(clipped) & _has_area(share)
     return ClippedBoxes(clipped, empty | (~outside & ~keeps_area), outside)
 
