@@ -14,7 +14,7 @@ from mnv2det.check.findings import Finding
 from mnv2det.data.dataset import Arrays, Dataset
 from mnv2det.data.formats.base import Format
 from mnv2det.data.formats.problems import Problem, printable
-from mnv2det.data.formats.records import Records
+from mnv2det.data.formats.records import Box, Records
 
 Array = NDArray[Any]
 Role = Literal["train", "val", "test", "all"]
@@ -115,7 +115,7 @@ class Split:
                 continue
             rows = zip(target["boxes"].tolist(), target["labels"].tolist(), target["ignore"].tolist(), strict=True)
             for position, (box, label, ignore) in enumerate(rows):
-                self.records.add_box(index, names[label], box, ignore=ignore, position=position)
+                self.records.add_box(Box(index, names[label], box, ignore=ignore, position=position))
 
 
 def relative(path: Path, root: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mnv2det.data.formats.base import Format
 from mnv2det.data.formats.cleaning import Cleaning, copy_pictures, copy_place
-from mnv2det.data.formats.records import Picture, Records
+from mnv2det.data.formats.records import Box, Picture, Records
 from mnv2det.data.images import inside
 from mnv2det.errors import DataError
 from mnv2det.registry import DATASETS
@@ -49,7 +49,7 @@ class ToyLines(Format):
                 continue
             if words:
                 names.add(name)
-                records.add_box(index, name, corners, position=position)
+                records.add_box(Box(index, name, corners, position=position))
         records.classes["labels"] = sorted(names) if self.names is None else list(self.names)
         return records
 

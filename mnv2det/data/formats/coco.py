@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -16,7 +17,7 @@ from mnv2det.data.classes import class_list, mask_list
 from mnv2det.data.formats.base import Format
 from mnv2det.data.formats.cleaning import Cleaning, copy_pictures, copy_place
 from mnv2det.data.formats.problems import shown
-from mnv2det.data.formats.records import Picture, Records
+from mnv2det.data.formats.records import Box, Picture, Records
 from mnv2det.data.images import inside
 from mnv2det.data.masks import VOC_NAMES, bounds, encode, whole
 from mnv2det.errors import ConfigError, DataError, near
@@ -99,65 +100,57 @@ class CocoJson(Format):
         """Adds the pictures; gives the index of each id."""
         indices: dict[Id, int] = {}
         for position, entry in enumerate(entries):
-            place, index = f"images[{position}]", len(records.pictures)
+            report = partial(self._report, records, f"images[{position}]")
             try:
-                identifier = self._id(entry, "id", "annotation_broken")
+                identifier = self._new_id(entry, indices, "annotation_broken", "image_twice")
             except _EntryError as error:
-                records.add_problem(error.kind, self.path, str(error), place=place, value=f"{place}: {error}")
+                report(error)
                 continue
-            if identifier in indices:
-                what = f"the id {identifier!r} occurs twice"
-                records.add_problem(
-                    "image_twice", self.path, what, place=place, expected="each id once", image=identifier
-                )
-                continue
-            indices[identifier] = index
-            name, size = entry.get("file_name"), (entry.get("height"), entry.get("width"))
+            index = indices[identifier] = len(records.pictures)
+            size = (entry.get("height"), entry.get("width"))
             sized = all(whole(side) and side in SIDES for side in size)
-            picture = Picture(identifier, "", size if sized else None, entry=position)
-            records.pictures.append(picture)
+            records.pictures.append(Picture(identifier, "", size if sized else None, entry=position))
             if self.images is None:
                 continue
             if not sized:
                 what = f"height {shown(size[0], 20)}, width {shown(size[1], 20)}: expected whole numbers of pixels"
-                records.add_problem("image_size", self.path, what, place=place, index=index)
-            if not isinstance(name, str):
-                what = f"file_name {shown(name)}: expected a string"
-                records.add_problem("annotation_broken", self.path, what, place=place, index=index)
-                continue
+                report(_EntryError("image_size", what, index=index))
             try:
-                inside(self.images, name, where=f"{self.path}: {place}")
-            except DataError as error:
-                what = str(error).removeprefix(f"{self.path}: {place}: ")
-                records.add_problem("path_outside", self.path, what, place=place, index=index)
-                continue
-            records.pictures[index] = picture._replace(file=os.path.normpath(name))
+                file = self._file(entry.get("file_name"))
+                records.pictures[index] = records.pictures[index]._replace(file=file)
+            except _EntryError as error:
+                report(error, index=index)
         return indices
+
+    def _file(self, name: Any) -> str:
+        """A picture's path below the folder of images."""
+        assert self.images is not None
+        if not isinstance(name, str):
+            raise _EntryError("annotation_broken", f"file_name {shown(name)}: expected a string")
+        try:
+            inside(self.images, name, where="")
+        except DataError as error:
+            raise _EntryError("path_outside", str(error).removeprefix(": ")) from None
+        return os.path.normpath(name)
 
     def _read_categories(self, records: Records, entries: list[Any]) -> dict[Id, str]:
         """Sets the class list; gives the name of each id."""
         names: dict[Id, str] = {}
-        listed: list[tuple[Id, str]] = []
         for position, entry in enumerate(entries):
             try:
-                identifier = self._id(entry, "id", "class_broken")
+                identifier = self._new_id(entry, names, "class_broken", "class_broken")
                 if not isinstance(entry.get("name"), str):
                     raise _EntryError("class_broken", f"name {shown(entry.get('name'))}: expected a string")
-                if identifier in names:
-                    raise _EntryError("class_broken", f"the id {identifier!r} occurs twice")
+                names[identifier] = entry["name"]
             except _EntryError as error:
-                place = f"categories[{position}]"
-                value = f"{place}: {error}"
-                records.add_problem("class_broken", self.path, str(error), place=place, value=value, fatal=True)
-                continue
-            names[identifier] = entry["name"]
-            listed.append((identifier, entry["name"]))
-        listed.sort(key=lambda pair: (isinstance(pair[0], str), pair[0]))
-        labels, issues = class_list([name for _, name in listed], self.names, where=f"{self.path}: categories")
+                self._report(records, f"categories[{position}]", error, fatal=True)
+        ids = sorted(names, key=lambda identifier: (isinstance(identifier, str), identifier))
+        listed = [names[identifier] for identifier in ids]
+        labels, issues = class_list(listed, self.names, where=f"{self.path}: categories")
         if not any(problem.kind == "class_broken" for problem in records.problems):
             records.add_class_issues(issues, self.path)
         records.classes["labels"] = labels
-        by_name = {name: identifier for identifier, name in listed}
+        by_name = dict(zip(listed, ids, strict=True))
         records.category_ids = [by_name.get(name, -1) for name in labels]
         return names
 
@@ -184,49 +177,33 @@ class CocoJson(Format):
         painted = dict(zip(records.classes["labels"], records.mask_ids or [], strict=False))
         quick = not self.masks or len(entries) < 20000
         for position, entry in enumerate(tqdm(entries, desc="reading COCO masks", disable=quick, leave=False)):
-            identifier = _annotation_id(entry, position)
-
-            def report(error: _EntryError, identifier: Id = identifier, position: int = position) -> None:
-                records.add_problem(
-                    error.kind,
-                    self.path,
-                    str(error),
-                    place=f"annotation {identifier}",
-                    index=error.index,
-                    annotation=identifier,
-                    position=position,
-                )
-
+            identifier: Any = entry.get("id") if isinstance(entry, dict) else None
+            identifier = identifier if whole(identifier) else f"[{position}]"
+            report = partial(
+                self._report, records, f"annotation {identifier}", annotation=identifier, position=position
+            )
             try:
                 annotation = self._annotation(records, entry, images, categories)
             except _EntryError as error:
                 report(error)
                 continue
-            index, name, size = (
-                annotation.picture,
-                categories[annotation.category],
-                records.pictures[annotation.picture].size,
-            )
-            runs, pixels = b"", 0
+            index, name = annotation.picture, categories[annotation.category]
+            size, runs, pixels = records.pictures[index].size, b"", 0
             if painted.get(name) and size is not None:
                 try:
                     runs, pixels = _encode(entry.get("segmentation"), size)
                 except DataError as error:
                     # the box itself may be good
                     report(_EntryError("segmentation_broken", str(error), index=index))
-            x, y, width, height = annotation.box
-            records.add_box(
-                index,
-                name,
-                (x, y, x + width, y + height),
-                stated=annotation.box,
-                ignore=annotation.ignore,
-                area=annotation.area,
-                id=identifier,
-                position=position,
-                runs=runs,
-                pixels=pixels,
-            )
+            x, y, width, height = stated = annotation.box
+            corners = (x, y, x + width, y + height)
+            ignore, area = annotation.ignore, annotation.area
+            records.add_box(Box(index, name, corners, stated, ignore, area, identifier, position, runs, pixels))
+
+    def _report(self, records: Records, place: str, error: _EntryError, *, index: int = -1, **other: Any) -> None:
+        index = max(index, error.index)
+        value = str(error) if index >= 0 or "position" in other else f"{place}: {error}"
+        records.add_problem(error.kind, self.path, str(error), place=place, value=value, index=index, **other)
 
     def _annotation(
         self, records: Records, entry: Any, images: Mapping[Id, int], categories: Mapping[Id, str]
@@ -268,15 +245,21 @@ class CocoJson(Format):
             raise _EntryError(kind, f"expected keys, got {shown(entry, 40)}")
         raise _EntryError(kind, f"{key} {shown(value, 30)}: expected {expected}")
 
+    def _new_id(self, entry: Any, known: Mapping[Id, Any], kind: str, kind_of_second: str) -> Id:
+        """An id that no earlier entry has."""
+        identifier = self._id(entry, "id", kind)
+        if identifier in known:
+            raise _EntryError(kind_of_second, f"the id {identifier!r} occurs twice")
+        return identifier
+
     def _known(self, entry: Any, key: str, known: Mapping[Id, Any], lacking: str, kind: str, index: int) -> Id:
         try:
             value = self._id(entry, key, kind)
+            if value in known:
+                return value
         except _EntryError:
-            value = entry.get(key)
-            raise _EntryError(kind, f"{key} {shown(repr(value), 30)} {lacking}", index=index) from None
-        if value not in known:
-            raise _EntryError(kind, f"{key} {shown(repr(value), 30)} {lacking}", index=index)
-        return value
+            pass
+        raise _EntryError(kind, f"{key} {shown(repr(entry.get(key)), 30)} {lacking}", index=index)
 
     def _select_large(self, records: Records) -> None:
         """Leaves out pictures with too few pixels to learn from."""
@@ -382,12 +365,6 @@ def load_json(path: Path) -> dict[str, list[Any]]:
 def real(value: Any) -> bool:
     """Whether a value from a json is a number that a coordinate may be."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
-
-
-def _annotation_id(entry: Any, position: int) -> Id:
-    """An annotation's id or, where it has no proper one, its position."""
-    identifier: Any = entry.get("id") if isinstance(entry, dict) else None
-    return identifier if whole(identifier) else f"[{position}]"
 
 
 def _encode(segmentation: Any, size: tuple[int, int]) -> tuple[bytes, int]:

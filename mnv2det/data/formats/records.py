@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -40,16 +41,16 @@ class Picture(NamedTuple):
 
 
 class Box(NamedTuple):
-    """One annotated box.
+    """One annotated box of four finite numbers; whether it has an area and lies in its picture is judged later.
 
     Attributes:
         image: Index of its picture.
         name: Its class.
         corners: xyxy in pixels as docs/conventions.md has them, but not clipped to the picture.
-        stated: The four numbers of the file.
+        stated: The four numbers of the file; None where they are ``corners``.
         ignore: Whether it is neither learned nor penalised (COCO's crowds, VOC's difficult objects).
         area: Square pixels of the object; nan takes the area of the clipped box.
-        id: The annotation's id, or its number in its file from 1.
+        id: The annotation's id; None for its number in its file from 1.
         position: Its position in its file, from 0.
         runs: COCO's compressed run lengths of its segmentation; empty where no mask is painted.
         pixels: Number of pixels inside the segmentation.
@@ -59,14 +60,14 @@ class Box(NamedTuple):
     image: int
     name: str
     corners: Sequence[float]
-    stated: Sequence[float]
-    ignore: bool
-    area: float
-    id: int | str
-    position: int
-    runs: bytes
-    pixels: int
-    problems_before: int
+    stated: Sequence[float] | None = None
+    ignore: bool = False
+    area: float = math.nan
+    id: int | str | None = None
+    position: int = 0
+    runs: bytes = b""
+    pixels: int = 0
+    problems_before: int = 0
 
 
 class Boxes:
@@ -93,10 +94,10 @@ class Boxes:
         self.label = np.array([numbers.setdefault(box.name, len(numbers)) for box in boxes], np.int64)
         self.names = list(numbers)
         self.corners = np.array([box.corners for box in boxes], np.float64).reshape(-1, 4)
-        self.stated = np.array([box.stated for box in boxes], np.float64).reshape(-1, 4)
+        self.stated = np.array([box.stated or box.corners for box in boxes], np.float64).reshape(-1, 4)
         self.ignore = np.array([box.ignore for box in boxes], np.bool_)
         self.area = np.array([box.area for box in boxes], np.float64)
-        self.ids = [box.id for box in boxes]
+        self.ids = [box.position + 1 if box.id is None else box.id for box in boxes]
         self.position = np.array([box.position for box in boxes], np.int64)
         self.runs = [box.runs for box in boxes]
         self.pixels = np.array([box.pixels for box in boxes], np.int64)
@@ -198,29 +199,9 @@ class Records:
         """All boxes; none can be added afterwards."""
         return Boxes(self._added)
 
-    def add_box(
-        self,
-        image: int,
-        name: str,
-        corners: Sequence[float],
-        *,
-        stated: Sequence[float] | None = None,
-        ignore: bool = False,
-        area: float = float("nan"),
-        id: int | str | None = None,
-        position: int = 0,
-        runs: bytes = b"",
-        pixels: int = 0,
-    ) -> None:
-        """Adds a box of four finite numbers; whether it has an area and lies in its picture is judged later.
-
-        See `Box` for the arguments. By default ``stated`` is ``corners``, and the id its position counted from 1.
-        """
-        number = position + 1 if id is None else id
-        before = len(self.problems)
-        self._added.append(
-            Box(image, name, corners, stated or corners, ignore, area, number, position, runs, pixels, before)
-        )
+    def add_box(self, box: Box) -> None:
+        """Adds a box behind the problems that were reported so far."""
+        self._added.append(box._replace(problems_before=len(self.problems)))
 
     def add_problem(
         self,
@@ -293,23 +274,13 @@ class Records:
                 box=stated,
             )
             size = f"{sizes[index][1]}x{sizes[index][0]}"
-            outside = bool(clipped.outside[row])
-            what, expected = (
-                (f"lies outside the {size} image", f"a box inside {size}")
-                if outside
-                else ("has no area", "a box with area")
-            )
-            problem = Problem(
-                "box_outside" if outside else "box_no_area",
-                f"{self.box_file(row)}: {place} {what}",
-                self.box_file(row),
-                self.box_text(row),
-                expected,
-                self.pictures[index].id,
-                self.boxes.ids[row],
-                index,
-                int(self.boxes.position[row]),
-            )
+            kind, what, expected = "box_no_area", "has no area", "a box with area"
+            if clipped.outside[row]:
+                kind, what, expected = "box_outside", f"lies outside the {size} image", f"a box inside {size}"
+            file, image = self.box_file(row), self.pictures[index].id
+            message, position = f"{file}: {place} {what}", int(self.boxes.position[row])
+            value, annotation = self.box_text(row), self.boxes.ids[row]
+            problem = Problem(kind, message, file, value, expected, image, annotation, index, position)
             problems.append((row, problem))
         return problems
 

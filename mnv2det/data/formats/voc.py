@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import ParseError, fromstring, tostring
+from defusedxml.ElementTree import tostring
 from tqdm import tqdm
 
-from mnv2det.data.classes import class_list, mask_list
+from mnv2det.data.classes import ClassIssue, class_list, mask_list
 from mnv2det.data.formats.base import Format
 from mnv2det.data.formats.cleaning import Cleaning, copy_file, copy_pictures, copy_place
 from mnv2det.data.formats.problems import quoted, shown
-from mnv2det.data.formats.records import Picture, Records
+from mnv2det.data.formats.records import Box, Picture, Records
+from mnv2det.data.formats.voc_xml import CORNERS, parse_xml, set_size, stated_object, stated_size
 from mnv2det.data.images import inside
 from mnv2det.errors import ConfigError, DataError, near
 from mnv2det.registry import DATASETS
 from mnv2det.structures import VOC_MASK_CLASSES
 
 Need = Literal["required", "optional"]
-LARGEST_XML = 64 * 2**20  # bytes
-CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 class ImageList(NamedTuple):
@@ -173,35 +170,34 @@ class VocLists(Format):
                 continue
             # VOC counts pixels from 1 and includes the last: here, and only here, that ends
             corners = (x1 - 1, y1 - 1, x2, y2)
-            records.add_box(index, name, corners, stated=box, ignore=difficult, position=number - 1)
+            records.add_box(Box(index, name, corners, box, difficult, position=number - 1))
 
     def _read_classes(self, records: Records) -> None:
         """Sets the class lists; a box of an unexpected class is a problem of that box."""
         source = self.lists[0].file or self.folder
+        if any(images.boxes for images in self.lists):
+            boxes, kept = records.boxes, records.kept()[1]
+            names = sorted({boxes.names[label] for label in boxes.label[kept].tolist()})
+            records.classes["labels"], issues = class_list(names, self.names, where=self.where)
+            records.add_class_issues([issue for issue in issues if issue.kind != "class_unknown"], source)
+            self._report_unknown(records, {issue.name: issue for issue in issues if issue.kind == "class_unknown"})
         if any(images.masks for images in self.lists) and self.mask_names is not None:
             records.classes["mask"], issues = mask_list(self.mask_names, None, where=f"{self.where}: masks")
             records.add_class_issues(issues, source)
-        if not any(images.boxes for images in self.lists):
-            return
+
+    def _report_unknown(self, records: Records, unknown: dict[str, ClassIssue]) -> None:
+        """Reports the boxes of classes that the class list lacks."""
         boxes = records.boxes
-        kept = records.kept()[1]
-        names = sorted({boxes.names[label] for label in boxes.label[kept].tolist()})
-        classes, issues = class_list(names, self.names, where=self.where)
-        records.classes["labels"] = classes
-        records.add_class_issues([issue for issue in issues if issue.kind != "class_unknown"], source)
-        unknown = {issue.name: issue for issue in issues if issue.kind == "class_unknown"}
         for row, label in enumerate(boxes.label.tolist()) if unknown else ():
-            name = boxes.names[label]
-            if name in unknown:
-                index = int(boxes.image[row])
+            if (issue := unknown.get(boxes.names[label])) is not None:
                 records.add_problem(
                     "class_unknown",
                     records.box_file(row),
-                    unknown[name].what,
+                    issue.what,
                     place=f"object {boxes.ids[row]}",
-                    value=quoted(name),
-                    expected=unknown[name].expected,
-                    index=index,
+                    value=quoted(issue.name),
+                    expected=issue.expected,
+                    index=int(boxes.image[row]),
                     annotation=boxes.ids[row],
                     position=int(boxes.position[row]),
                     fatal=True,
@@ -225,7 +221,7 @@ class VocLists(Format):
                 continue
             tree = parse_xml(path)
             if index in cleaning.sizes:
-                _set_size(tree, cleaning.sizes[index])
+                set_size(tree, cleaning.sizes[index])
             items = tree.findall("object")
             for position, (x1, y1, x2, y2) in clipped[index].items():
                 for tag, value in zip(CORNERS, (x1 + 1, y1 + 1, x2, y2), strict=True):
@@ -346,70 +342,3 @@ def read_stems(path: Path) -> list[str]:
     """The images that a list names."""
     # per-class lists carry a second column of 1, 0 and -1
     return [line.split()[0] for line in path.read_text("utf-8-sig", errors="replace").splitlines() if line.strip()]
-
-
-def parse_xml(path: Path) -> Any:
-    """The root element of an annotation.
-
-    Raises:
-        DataError: The file is missing, huge, no xml, or one that harms its reader.
-    """
-    try:
-        if path.stat().st_size > LARGEST_XML:
-            raise DataError(f"{path}: {path.stat().st_size} bytes; expected an annotation of one image")
-        return fromstring(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the annotation ({error.strerror})") from None
-    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
-        raise DataError(f"{path}: not a safe, well-formed xml ({' '.join(str(error).split())[:120]})") from None
-
-
-def stated_size(tree: Any, path: Path) -> tuple[int, int]:
-    """(H, W) of the image as its annotation states it.
-
-    Raises:
-        DataError: It states none, or what no image can have.
-    """
-    height, width = _number(tree, "size/height", path), _number(tree, "size/width", path)
-    if min(height, width) < 1 or max(height, width) > 1e6:
-        raise DataError(f"{path}: size {width:g}x{height:g} is not an image's")
-    return int(height), int(width)
-
-
-def stated_object(item: Any, number: int, path: Path) -> tuple[str, list[float], bool]:
-    """Name, box and ``difficult`` of an annotation's object, the box as the file has it.
-
-    Args:
-        item: The element.
-        number: Its number among the objects, from 1, for messages.
-        path: The file, for messages.
-
-    Raises:
-        DataError: It has no name, or a corner is no number.
-    """
-    name = (item.findtext("name") or "").strip()
-    if not name:
-        raise DataError(f"{path}: object {number} has no name")
-    place = f"{path}: object {number} '{name}'"
-    box = [_number(item, f"bndbox/{key}", place) for key in CORNERS]
-    return name, box, (item.findtext("difficult") or "0").strip() == "1"
-
-
-def _number(tree: Any, tag: str, place: object) -> float:
-    text = (tree.findtext(tag) or "").strip()
-    if not re.fullmatch(r"[-+]?\d{1,9}(\.\d+)?([eE][-+]?\d)?", text):
-        raise DataError(f"{place}: {tag}: expected a number, got '{text[:40]}'")
-    return float(text)
-
-
-def _set_size(tree: Any, size: tuple[int, int]) -> None:
-    for tag, value in zip(("height", "width"), size, strict=True):
-        parent = tree.find("size")
-        if parent is None:
-            parent = tree.makeelement("size", {})
-            tree.append(parent)
-        element = parent.find(tag)
-        if element is None:
-            element = parent.makeelement(tag, {})
-            parent.append(element)
-        element.text = str(value)

@@ -16,7 +16,7 @@ import mnv2det.data  # noqa: F401 - registers augmentations
 from mnv2det.config import BadData
 from mnv2det.data.formats.base import Format, RecordsDataset
 from mnv2det.data.formats.cleaning import Cleaning
-from mnv2det.data.formats.records import Picture, Records, clip_boxes
+from mnv2det.data.formats.records import Box, Picture, Records, clip_boxes
 from mnv2det.data.formats.voc import VOC
 from mnv2det.errors import ConfigError, DataError
 from mnv2det.registry import AUGMENTATIONS
@@ -85,9 +85,9 @@ def test_what_is_valid_stays_valid_in_every_augmentation(name, size, numbers, sl
 def test_problems_come_in_reading_order():
     records = records_of(Picture(1, "1.png", (40, 60)))
     records.add_problem("annotation_broken", Path("x"), "first", position=0)
-    records.add_box(0, "cat", (5, 5, 5, 9), position=1)
+    records.add_box(Box(0, "cat", (5, 5, 5, 9), position=1))
     records.add_problem("annotation_broken", Path("x"), "third", position=2)
-    records.add_box(0, "cat", (90, 5, 99, 9), position=3)
+    records.add_box(Box(0, "cat", (90, 5, 99, 9), position=3))
     messages = [problem.message for problem in records.all_problems()]
     assert messages == [
         "x: first",
@@ -99,8 +99,8 @@ def test_problems_come_in_reading_order():
 
 def test_a_picture_that_a_problem_names_is_left_out_with_its_boxes():
     records = records_of(Picture("a", "a.png", (40, 60)), Picture("b", "b.png", (40, 60)))
-    records.add_box(0, "cat", (1, 1, 9, 9))
-    records.add_box(1, "cat", (2, 2, 9, 9), position=1)
+    records.add_box(Box(0, "cat", (1, 1, 9, 9)))
+    records.add_box(Box(1, "cat", (2, 2, 9, 9), position=1))
     records.add_problem("annotation_missing", Path("x/a.xml"), "none", index=0)
     data = RecordsDataset(records, BadData.skip)
     assert [data.image_id(index) for index in range(len(data))] == ["b"]
@@ -118,7 +118,7 @@ def test_skip_cannot_leave_out_what_concerns_everything():
 def test_a_data_set_keeps_no_object_per_image_or_box():
     records = records_of(*[Picture(f"é\ud800{n}", f"{n}.png", (40, 60)) for n in range(50)])
     for number in range(50):
-        records.add_box(number, "cat", (1, 1, 9, 9), position=number)
+        records.add_box(Box(number, "cat", (1, 1, 9, 9), position=number))
     data = RecordsDataset(records)
     assert data.image_id(7) == "é\ud8007"
     for value in (*vars(data).values(), *vars(data._table).values()):
