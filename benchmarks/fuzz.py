@@ -74,7 +74,7 @@ def coco(folder: Path) -> tuple[list[bytes], Callable[[bytes], Any]]:
         path.write_bytes(data)
         kind = BadData.skip if len(data) % 2 else BadData.stop
         masks = "voc" if len(data) % 3 else None
-        found = COCO(root=folder, annotations="a.json", images="images", masks=masks, bad_data=kind)
+        found = COCO(root=folder, annotations="a.json", images="images", masks=masks).dataset(kind)
         return [found.target(index) for index in range(len(found))]
 
     return [json.dumps({"images": images, "annotations": rows, "categories": names}).encode()], read
@@ -103,7 +103,7 @@ def voc(folder: Path) -> tuple[list[bytes], Callable[[bytes], Any]]:
     def read(data: bytes) -> Any:
         (home / "Annotations/a.xml").write_bytes(data)
         kind = BadData.skip if len(data) % 2 else BadData.stop
-        return VOC(root=folder, sets=["X/val"], bad_data=kind).target(0)
+        return VOC(root=folder, sets=["X/val"]).dataset(kind).target(0)
 
     return [seed.encode()], read
 

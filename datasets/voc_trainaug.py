@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mnv2det.data.masks import DAMAGED, read_mask
+from mnv2det.data.images import DAMAGED
+from mnv2det.data.masks import read_mask
 from mnv2det.errors import DataError, Mnv2detError
 from mnv2det.structures import IGNORE, VOC_MASK_CLASSES
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mnv2det.config import BadData
 from mnv2det.data.formats.coco import COCO
 from mnv2det.data.formats.voc import VOC
 from mnv2det.data.images import read_image
@@ -39,7 +38,7 @@ def test_a_json_cannot_name_files_outside_its_folder(tmp_path: Path):
         data = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
         (tmp_path / "a.json").write_text(json.dumps(data))
         with pytest.raises(DataError, match=r"a\.json.*outside|leaves|absolute|climbs"):
-            COCO(root=tmp_path, annotations="a.json", images="images", bad_data=BadData.stop).read(0)
+            COCO(root=tmp_path, annotations="a.json", images="images").dataset().read(0)
 
 
 def test_an_entity_bomb_is_not_expanded(tmp_path: Path):
@@ -52,7 +51,7 @@ def test_an_entity_bomb_is_not_expanded(tmp_path: Path):
     (home / "Annotations/a.xml").write_text(text)
     before = peak()
     with pytest.raises(DataError, match=r"a\.xml: "):
-        VOC(root=tmp_path, sets=["X/val"], bad_data=BadData.stop).target(0)
+        VOC(root=tmp_path, sets=["X/val"]).dataset().target(0)
     assert peak() - before < 50e6
 
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mnv2det.check.findings import Finding
-from mnv2det.check.split import quoted
 from mnv2det.config import Component, Config, ModelConfig, TaskConfig
+from mnv2det.data.formats.problems import quoted
 from mnv2det.errors import WeightsError
 from mnv2det.models.build import from_config
 from mnv2det.models.model import Model

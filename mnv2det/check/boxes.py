@@ -7,71 +7,62 @@ from numpy.typing import NDArray
 
 from mnv2det.check.findings import Finding
 from mnv2det.check.split import Split
+from mnv2det.data.formats.records import Boxes
 
 SLACK = 1.0  # pixels beyond the border that tools produce by rounding, or by counting from 0
 SIMILAR = 0.9  # IoU of two boxes of one class that may be one object
 SAME_PLACE = 0.95  # IoU of two boxes of different classes that may be one object
-MOST_PARTNERS = 64  # boxes that one is compared with: nobody means more
+MOST_PARTNERS = 64  # neighbours that a box is compared with
 
 
 def check_boxes(split: Split, sizes: NDArray[np.int64]) -> tuple[list[Finding], NDArray[np.bool_]]:
-    """Judges all boxes of a part as the annotation formats do when they are read, and more strictly.
+    """Judges all boxes of a part, by the rule of training, and looks for what training does not see.
 
     Args:
         split: What was read.
         sizes: int64 (P, 2), (H, W) of each picture; 0 where it is not known.
 
     Returns:
-        Findings, and bool (N,): which boxes are there to be learned from.
+        Findings, and bool (N,): which boxes are there to be learned from or ignored.
     """
-    boxes = split.boxes
+    records, boxes = split.records, split.records.boxes
+    good = records.clipped(sizes).valid
     limit = sizes[boxes.image][:, ::-1]
-    known = (limit > 0).all(axis=1, keepdims=True)
-    low = np.where(known, np.maximum(boxes.corners[:, :2], 0), boxes.corners[:, :2])
-    high = np.where(known, np.minimum(boxes.corners[:, 2:], limit), boxes.corners[:, 2:])
-    outside = ~boxes.empty & (low >= high).any(axis=1)
-    # as they are kept: here a sliver loses its width
-    sliver = ~outside & (low.astype(np.float32) >= high.astype(np.float32)).any(axis=1)
-    empty = boxes.empty | sliver
-    excess: NDArray[np.float64] = np.maximum(-boxes.corners[:, :2], boxes.corners[:, 2:] - limit).max(axis=1)
-    good = ~empty & ~outside
-    beyond = good & known.ravel() & (excess > SLACK)
-    findings = [
-        split.of_box("box_no_area", row, split.box_text(row), "a box with area")
-        for row in np.flatnonzero(empty).tolist()
+    excess: NDArray[np.float64] = np.maximum(-boxes.corners[:, :2], boxes.corners[:, 2:] - limit).max(axis=1, initial=0)
+    beyond = good & (limit > 0).all(axis=1) & (excess > SLACK)
+    findings = [split.of_problem(problem) for _, problem in records.box_problems(sizes)]
+    for row in np.flatnonzero(beyond).tolist():
+        width, height = limit[row]
+        findings.append(split.of_box("box_beyond", row, records.box_text(row), f"a box inside {width}x{height}"))
+    findings += [
+        split.of_box(records.ignored_as, row, records.box_text(row)) for row in np.flatnonzero(boxes.ignore).tolist()
     ]
-    for kind, wrong in (("box_outside", outside), ("box_beyond", beyond)):
-        for row in np.flatnonzero(wrong).tolist():
-            width, height = limit[row]
-            findings.append(split.of_box(kind, row, split.box_text(row), f"a box inside {width}x{height}"))
-    again = _drawn_twice(split, good)
+    again = _drawn_twice(boxes, good)
     for row, first in again:
-        value = f"{split.box_text(row)}, as annotation {boxes.ids[first]}"
+        value = f"{records.box_text(row)}, as annotation {boxes.ids[first]}"
         findings.append(split.of_box("box_duplicate", row, value, "each box once"))
     single = good & ~boxes.ignore
     single[[row for row, _ in again]] = False
-    return findings + _coinciding(split, single), good
+    return findings + _coinciding(split, single), good & (boxes.labels_in(records.classes.get("labels", [])) >= 0)
 
 
-def _drawn_twice(split: Split, good: NDArray[np.bool_]) -> list[tuple[int, int]]:
+def _drawn_twice(boxes: Boxes, good: NDArray[np.bool_]) -> list[tuple[int, int]]:
     """Boxes that are equal to an earlier one, with that one."""
-    boxes = split.boxes
     rows = np.flatnonzero(good)
     keys = np.column_stack([boxes.image[rows], boxes.label[rows], boxes.ignore[rows], np.round(boxes.corners[rows], 2)])
     order = np.lexsort(keys.T[::-1])
     same = np.concatenate([[False], (keys[order][1:] == keys[order][:-1]).all(axis=1)])[: len(order)]
     first = np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))
-    found = [(int(rows[order[place]]), int(rows[order[first[place]]])) for place in np.flatnonzero(same)]
-    return sorted(found)
+    return sorted((int(rows[order[again]]), int(rows[order[first[again]]])) for again in np.flatnonzero(same))
 
 
 def _coinciding(split: Split, single: NDArray[np.bool_]) -> list[Finding]:
-    boxes = split.boxes
+    records, boxes = split.records, split.records.boxes
     rows = np.flatnonzero(single)
     findings = []
     for first, second, iou in close_pairs(boxes.image[rows], boxes.corners[rows], SIMILAR):
         a, b = sorted((int(rows[first]), int(rows[second])))
-        value = f"{split.box_text(b)} on {split.box_text(a)} of annotation {boxes.ids[a]}: IoU {iou:.2f}"
+        value = f"{records.box_text(b)} on {records.box_text(a)} of annotation {boxes.ids[a]}: IoU {iou:.2f}"
         if boxes.label[a] == boxes.label[b]:
             findings.append(split.of_box("box_similar", b, value))
         elif iou >= SAME_PLACE:
@@ -96,7 +87,7 @@ def close_pairs(image: NDArray[np.int64], corners: NDArray[np.float64], least: f
     # in the order of their left edges: an IoU of t leaves these no further apart than that
     reach = (1 / least - 1) * sides[:, 0]
     alive = np.arange(len(image))
-    found: list[tuple[int, int, float]] = []
+    pairs: list[tuple[int, int, float]] = []
     for shift in range(1, MOST_PARTNERS + 1):
         alive = alive[alive + shift < len(image)]
         other = alive + shift
@@ -109,5 +100,5 @@ def close_pairs(image: NDArray[np.int64], corners: NDArray[np.float64], least: f
         shared = np.clip(high - low, 0, None).prod(axis=1)
         iou = shared / (sides[alive].prod(axis=1) + sides[other].prod(axis=1) - shared)
         hit = iou >= least
-        found += zip(order[alive[hit]].tolist(), order[other[hit]].tolist(), iou[hit].tolist(), strict=True)
-    return found
+        pairs += zip(order[alive[hit]].tolist(), order[other[hit]].tolist(), iou[hit].tolist(), strict=True)
+    return pairs

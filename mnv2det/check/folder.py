@@ -7,12 +7,13 @@ import re
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from mnv2det.check.findings import Finding, shown
-from mnv2det.check.split import CocoPart, Role, Split, VocList, VocPart, relative
-from mnv2det.check.voc import suffix_of
-from mnv2det.data.formats.coco import load_json
+from mnv2det.check.findings import Finding
+from mnv2det.check.split import Role, Split, leaves, relative
+from mnv2det.data.formats.coco import CocoJson, load_json
+from mnv2det.data.formats.problems import shown
+from mnv2det.data.formats.voc import ImageList, VocLists
 from mnv2det.data.images import EXTENSIONS, inside
 from mnv2det.errors import DataError
 
@@ -25,10 +26,16 @@ EXPECTED = (
 MOST_JSONS = 64
 SAMPLE = 50  # file names by which a json's image folder is found
 
-Found = tuple[str, Role, CocoPart | VocPart]
+
+class FolderPart(NamedTuple):
+    """A part of a data set that a folder holds: its name in reports, what it is for, and how it is read."""
+
+    name: str
+    role: Role
+    format: CocoJson | VocLists
 
 
-def recognise(folder: Path, mask_classes: int | None = None) -> tuple[list[Found], list[Finding]]:
+def recognise(folder: Path, mask_classes: int | None = None) -> tuple[list[FolderPart], list[Finding]]:
     """The parts of a data set that a folder holds.
 
     Args:
@@ -36,7 +43,7 @@ def recognise(folder: Path, mask_classes: int | None = None) -> tuple[list[Found
         mask_classes: Number of classes of the masks, where it is known.
 
     Returns:
-        Name, role and place of each part, and findings on what was left aside.
+        The parts, and findings on what was left aside.
 
     Raises:
         DataError: It holds neither.
@@ -64,41 +71,53 @@ def _homes(folder: Path) -> list[Path]:
     return []
 
 
-def _voc(folder: Path, homes: Sequence[Path], mask_classes: int | None) -> tuple[list[Found], list[Finding]]:
-    lists: dict[str, list[VocList]] = {}
+def _voc(folder: Path, homes: Sequence[Path], mask_classes: int | None) -> tuple[list[FolderPart], list[Finding]]:
+    lists: dict[str, list[ImageList]] = {}
     findings = []
     for home in homes:
         xmls = (home / "Annotations").is_dir() and any((home / "Annotations").glob("*.xml"))
         masks = (home / "SegmentationClass").is_dir()
+        listed = False
         for kind in ("Main", "Segmentation"):
-            found = {path.stem: path for path in (home / "ImageSets" / kind).glob("*.txt")}
-            usual = [name for name in ("train", "val", "test") if name in found]
-            for name in usual or found.keys() & {"trainval"}:
-                strict = kind == "Main"
-                boxes = ("required" if strict else "optional") if xmls else None
-                wanted = ("optional" if strict and xmls else "required") if masks else None
-                lists.setdefault(name, []).append(VocList(home, found[name], boxes, wanted))  # type: ignore[arg-type]
-        if not any(one.home == home for group in lists.values() for one in group):
-            place = relative(home, folder)
-            findings.append(
-                Finding(
-                    "lists_missing", "all", place, "no train, val or trainval in ImageSets", "all pictures were checked"
-                )
-            )
-            optional = "optional" if masks else None
-            lists.setdefault("all", []).append(
-                VocList(home, None, "required" if xmls else None, optional)  # type: ignore[arg-type]
-            )
+            files = {path.stem: path for path in (home / "ImageSets" / kind).glob("*.txt")}
+            usual = [name for name in ("train", "val", "test") if name in files]
+            strict = kind == "Main"
+            for name in usual or files.keys() & {"trainval"}:
+                images = ImageList(home, files[name], None, None)
+                if xmls:
+                    images = images._replace(boxes="required" if strict else "optional")
+                if masks:
+                    images = images._replace(masks="optional" if strict and xmls else "required")
+                lists.setdefault(name, []).append(images)
+                listed = True
+        if not listed:
+            value, expected = "no train, val or trainval in ImageSets", "all pictures were checked"
+            findings.append(Finding("lists_missing", "all", relative(home, folder), value, expected))
+            images = ImageList(home, None, "required" if xmls else None, "optional" if masks else None)
+            lists.setdefault("all", []).append(images)
     roles: dict[str, Role] = {"train": "train", "val": "val", "test": "test", "trainval": "train"}
-    return [
-        (name, roles.get(name, "all"), VocPart(tuple(group), suffix_of(group[0].home), mask_classes=mask_classes))
-        for name, group in lists.items()
-    ], findings
+    mask_names = None if mask_classes is None else [f"id {number}" for number in range(mask_classes)]
+    parts = []
+    for name, group in lists.items():
+        voc = VocLists(
+            folder, group, where=f"{folder} ({name})", suffix=_picture_suffix(group[0].home), mask_names=mask_names
+        )
+        parts.append(FolderPart(name, roles.get(name, "all"), voc))
+    return parts, findings
 
 
-def _coco(folder: Path) -> tuple[list[Found], list[Finding]]:
+def _picture_suffix(home: Path) -> str:
+    """The most frequent suffix among a folder's pictures; ``.jpg`` where there are none."""
+    counts: dict[str, int] = {}
+    for path in (home / "JPEGImages").iterdir():
+        if path.suffix.lower() in EXTENSIONS:
+            counts[path.suffix] = counts.get(path.suffix, 0) + 1
+    return max(counts, key=lambda suffix: counts[suffix], default=".jpg")
+
+
+def _coco(folder: Path) -> tuple[list[FolderPart], list[Finding]]:
     jsons = sorted({*folder.glob("*.json"), *folder.glob("*/*.json")})[:MOST_JSONS]
-    parts: list[Found] = []
+    parts: list[FolderPart] = []
     findings = []
     reasons = []
     for path in jsons:
@@ -110,13 +129,13 @@ def _coco(folder: Path) -> tuple[list[Found], list[Finding]]:
             findings.append(Finding("json_skipped", "all", relative(path, folder), shown(reason, 160)))
             continue
         role = role_of(path, folder)
-        taken = {name for name, _, _ in parts}
-        parts.append((role if role not in taken else relative(path, folder), role, CocoPart(path, images)))
+        taken = {part.name for part in parts}
+        parts.append(FolderPart(role if role not in taken else relative(path, folder), role, CocoJson(path, images)))
     if not parts:
         why = f" ({reasons[0]})" if reasons else ""
         raise DataError(f"{folder}: no data set recognised{why}; {EXPECTED}")
     order = [role for role, _ in ROLES]
-    parts.sort(key=lambda part: order.index(part[1]) if part[1] in order else len(order))
+    parts.sort(key=lambda part: order.index(part.role) if part.role in order else len(order))
     return parts, findings
 
 
@@ -152,22 +171,31 @@ def unlisted(splits: Sequence[Split]) -> list[Finding]:
     """Pictures beside those of a data set that no entry names."""
     folders: dict[Path, tuple[Split, set[Path]]] = {}
     for split in splits:
-        if isinstance(split.part, CocoPart):
-            places = {split.part.images}
-        elif isinstance(split.part, VocPart):
-            places = {one.home / "JPEGImages" for one in split.part.lists}
-        else:
-            continue
-        listed = {picture.file for picture in split.pictures if picture.file}
-        for place in places:
-            folders.setdefault(place, (split, set()))[1].update(listed)
+        records = split.records
+        listed = {records.path(picture.file) for picture in records.pictures if picture.file}
+        for folder in records.picture_folders:
+            folders.setdefault(folder, (split, set()))[1].update(listed)
     findings = []
-    for place, (split, listed) in folders.items():
+    for folder, (split, listed) in folders.items():
         # images below a folder of another part belong to that
-        inner = [other for other in folders if other != place and place in other.parents]
-        for path in sorted(place.rglob("*")):
+        inner = [other for other in folders if other != folder and folder in other.parents]
+        for path in sorted(folder.rglob("*")):
             if path.suffix.lower() not in EXTENSIONS or path in listed or any(other in path.parents for other in inner):
                 continue
             if "SegmentationClass" not in path.parts and path.is_file():
                 findings.append(Finding("image_unlisted", split.name, relative(path, split.root), "no entry"))
+    return findings
+
+
+def outside_links(split: Split) -> list[Finding]:
+    """Files that are links out of the folder of images."""
+    records, folder = split.records, os.path.realpath(split.records.folder)
+    findings = []
+    for index, picture in enumerate(records.pictures):
+        files = [records.path(file) for file in (picture.file, picture.annotation, picture.mask) if file]
+        findings += [
+            split.of_picture("link_outside", index, relative(file, split.root))
+            for file in files
+            if leaves(file, folder)
+        ]
     return findings

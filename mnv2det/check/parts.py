@@ -5,103 +5,66 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from mnv2det.check.coco import read_coco
-from mnv2det.check.folder import Found
-from mnv2det.check.split import CocoPart, Picture, Role, Split, VocList, VocPart
-from mnv2det.check.voc import read_voc
-from mnv2det.config import Component, Config, data_root
-from mnv2det.data.formats.voc import list_file
-from mnv2det.data.images import inside
-from mnv2det.data.masks import VOC_NAMES
-from mnv2det.engine.build import build_dataset
+from mnv2det.check.folder import FolderPart
+from mnv2det.check.split import Role, Split
+from mnv2det.config import Config, data_root
+from mnv2det.data.dataset import Dataset
+from mnv2det.data.formats.base import Format
+from mnv2det.data.formats.records import Picture, Records
+from mnv2det.engine.build import build_source
 from mnv2det.errors import DataError, near
-from mnv2det.registry import DATASETS
-from mnv2det.structures import VOC_MASK_CLASSES
+from mnv2det.registry import HEADS
 
 
-def read_parts(found: Sequence[Found], root: Path, workers: int) -> list[Split]:
+def read_parts(parts: Sequence[FolderPart], root: Path) -> list[Split]:
     """Reads what `mnv2det.check.folder.recognise` found; all are held to the classes of the training part."""
     splits: list[Split] = []
-    for name, role, part in found:
-        names = _names(splits) if role != "train" else None
-        if isinstance(part, CocoPart):
-            splits.append(read_coco(part._replace(names=names), name=name, role=role, root=root))
-        else:
-            split = read_voc(part._replace(names=names), name=name, role=role, root=root, workers=workers)
-            split.mask_guessed = part.mask_classes is None
-            if part.mask_classes is not None:
-                split.mask_names = [f"id {number}" for number in range(part.mask_classes)]
-            splits.append(split)
+    names: list[str] | None = None
+    for part in parts:
+        if part.role != "train":
+            part.format.names = names
+        split = Split(part.name, part.role, root, part.format.read(), part.format)
+        if part.role == "train" and names is None:
+            names = split.records.classes.get("labels") or None
+        splits.append(split)
     return splits
 
 
-def _names(splits: Sequence[Split]) -> list[str] | None:
-    """Box classes of the training part among those read."""
-    for split in splits:
-        if split.role == "train" and split.boxed:
-            return list(split.names) if split.names is not None else sorted(split.boxes.names)
-    return None
-
-
-def config_splits(config: Config, workers: int) -> list[Split]:
+def config_splits(config: Config) -> list[Split]:
     """Reads ``data.train`` and ``data.val``.
 
     Raises:
         ConfigError, DataError: There is no such data set.
     """
     root = Path(os.path.normpath(data_root(config)))
-    splits: list[Split] = []
-    for role, component in (("train", config.data.train), ("val", config.data.val)):
-        splits.append(_config_split(config, role, component, root, splits, workers))  # type: ignore[arg-type]
-    return splits
+    train = _config_split(config, "train", root, {})
+    val = _config_split(config, "val", root, {key: names for key, names in train.records.classes.items() if names})
+    for key in {HEADS.get(task.head.name).target_key for task in config.tasks.values()}:
+        learned, measured = (split.records.classes.get(key) for split in (train, val))
+        if learned and measured and learned != measured and val.format is not None:
+            what = f"classes {measured[:8]} are not train's {learned[:8]} in order"
+            val.records.add_problem("class_broken", val.records.folder, what, fatal=True)
+    return [train, val]
 
 
-def _config_split(
-    config: Config, role: Role, component: Component, root: Path, before: Sequence[Split], workers: int
-) -> Split:
-    args, _ = DATASETS.bind(component.name, component.args, place=f"data.{role}")
-    held = args.get("names") or (_names(before) if role != "train" else None)
-    if component.name == "coco":
-        return _coco(role, args, root, held)
-    if component.name == "voc":
-        return _voc(role, args, root, held, workers)
-    masked = {"mask": before[0].mask_names or []} if before and before[0].mask_names else {}
-    boxed = {"labels": held} if held else {}
-    dataset = build_dataset(config, role, {**boxed, **masked})
-    about = f"data set {component.name}, read through itself: no files to look into"
-    split = Split(role, role, root, None, about, dataset=dataset)
-    split.names, split.mask_names = dataset.classes.get("labels"), dataset.classes.get("mask")
-    split.boxed = "labels" in dataset.classes
+def _config_split(config: Config, role: Role, root: Path, classes: dict[str, list[str]]) -> Split:
+    source = build_source(config, role, classes)
+    if isinstance(source, Format):
+        records = source.read()
+        for folder in records.picture_folders:
+            if not folder.is_dir():
+                known = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+                raise DataError(f"{folder}: no such image folder (data.{role}.args){near(folder.name, known)}")
+        return Split(role, role, root, records, source)
+    name = getattr(config.data, role).name
+    return Split(role, role, root, _dataset_records(source, role, name, root), dataset=source)
+
+
+def _dataset_records(dataset: Dataset, role: Role, name: str, root: Path) -> Records:
+    """Pictures and classes of a registered data set; its boxes come when its images are read."""
+    about = f"data set {name}, read through itself: no files to look into"
     ids = [dataset.image_id(index) for index in range(len(dataset))]
-    split.pictures = [Picture(f"{role}/{identifier}", identifier, None, boxed=split.boxed) for identifier in ids]
-    return split
-
-
-def _coco(role: Role, args: dict[str, Any], root: Path, names: Sequence[str] | None) -> Split:
-    path = inside(root, args["annotations"], where="data set coco: annotations")
-    folder = inside(root, args["images"], where="data set coco: images")
-    if not folder.is_dir():
-        known = [place.name for place in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise DataError(f"{folder}: no such image folder (data.{role}.args.images){near(folder.name, known)}")
-    classes = frozenset(VOC_MASK_CLASSES) | frozenset(VOC_NAMES) if args["masks"] == "voc" else None
-    part = CocoPart(path, folder, names, args["masks"] is not None, classes)
-    return read_coco(part, name=role, role=role, root=root)
-
-
-def _voc(role: Role, args: dict[str, Any], root: Path, names: Sequence[str] | None, workers: int) -> Split:
-    devkit = inside(root, args["folder"], where="data set voc: folder")
-    kind = args["lists"] or ("Main" if args["boxes"] == "required" else "Segmentation")
-    lists = [
-        VocList(home, path, args["boxes"], args["masks"])
-        for home, path in (list_file(devkit, item, kind) for item in args["sets"])
-    ]
-    given = args["mask_names"]
-    classes = list(VOC_MASK_CLASSES if given is None else given)
-    part = VocPart(tuple(lists), args["suffix"], args["mask_folder"], names, len(classes))
-    split = read_voc(part, name=role, role=role, root=root, workers=workers)
-    if not split.pictures:
-        raise DataError(f"{devkit} ({', '.join(args['sets'])}): no images in it")
-    split.mask_names = classes if args["masks"] else None
-    return split
+    pictures = [Picture(identifier, f"{role}/{identifier}", boxed="labels" in dataset.classes) for identifier in ids]
+    classes = {key: list(names) for key, names in dataset.classes.items()}
+    return Records(root, name, about, classes=classes, pictures=pictures)

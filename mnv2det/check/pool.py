@@ -45,28 +45,30 @@ def parallel(
     Args:
         work: Raises nothing that is to be expected.
         jobs: Few bytes each; only some are handed over at a time.
-        workers: Processes.
-        desc: For the progress bar, which is shown on a terminal alone.
-        unit: Likewise.
+        workers: Processes; 0 works in this one, where a job that kills its process ends everything.
+        desc: Of the progress bar, which is shown on a terminal alone.
+        unit: What the progress bar counts.
 
     Raises:
         DataError: Processes die so often that it cannot be the files.
     """
     if not jobs:
         return []
+    if not workers:
+        return [work(job) for job in jobs]
     results: list[Any] = [None] * len(jobs)
     waiting = deque(list(range(first, min(first + GROUP, len(jobs)))) for first in range(0, len(jobs), GROUP))
     with tqdm(total=len(jobs), desc=desc, unit=unit, leave=False, disable=None) as bar:
 
-        def keep(group: list[int], found: list[Any]) -> None:
-            for index, one in zip(group, found, strict=True):
-                results[index] = one
+        def keep(group: list[int], done: list[Any]) -> None:
+            for index, result in zip(group, done, strict=True):
+                results[index] = result
             bar.update(len(group))
 
         crashes = 0
         while waiting:
             lost = _run(work, jobs, waiting, min(workers, len(waiting)), keep)
-            # one at a time, so that it is known which of them does it
+            # jobs singly, so that it is known which of them kills its process
             single = deque([index] for group in lost for index in group)
             while single:
                 left = _run(work, jobs, single, 1, keep, ahead=1)
@@ -87,7 +89,7 @@ def _run(
     *,
     ahead: int = 4,
 ) -> list[list[int]]:
-    """Empties ``groups`` until a process dies; gives those that were handed over then."""
+    """Works through ``groups`` until a process dies; returns the groups that were handed over at that moment."""
     pool = ProcessPoolExecutor(
         workers,
         # forked workers need no imports of their own
@@ -112,10 +114,11 @@ def _run(
 
 
 def _start(work: Callable[[Any], Any]) -> None:
-    """One thread per worker; signals to the group are for the parent, and without it there is no work."""
+    """Prepares a worker: one thread, no signals meant for its parent, and an end when the parent ends."""
     import cv2
 
-    os.setpgrp()
+    if hasattr(os, "setpgrp"):  # Windows has no process groups
+        os.setpgrp()
     cv2.setNumThreads(0)
     warnings.simplefilter("ignore")
     parent = multiprocessing.parent_process()
@@ -141,7 +144,8 @@ def printed() -> str:
     """What libraries have printed in this process since the last call; empty outside of `parallel`."""
     if not _Worker.listening:
         return ""
-    text = os.pread(2, 4000, 0).decode("utf-8", "replace")
+    os.lseek(2, 0, os.SEEK_SET)
+    text = os.read(2, 4000).decode("utf-8", "replace")
     os.ftruncate(2, 0)
     os.lseek(2, 0, os.SEEK_SET)
     return text

@@ -14,11 +14,11 @@ import numpy as np
 
 from mnv2det.check.anchor_fit import AnchorFit, Detector, config_detector, default_detector, fit_anchors
 from mnv2det.check.boxes import check_boxes
-from mnv2det.check.classes import Counts, box_counts, check_classes, check_names
-from mnv2det.check.files import Job, See, Seen, see
+from mnv2det.check.classes import Counts, box_counts, check_classes
+from mnv2det.check.files import DatasetInspector, PictureFacts, PictureFiles, inspect
 from mnv2det.check.findings import KINDS, SEVERITIES, Finding
 from mnv2det.check.fix import check_target, write_fixed
-from mnv2det.check.folder import recognise, unlisted
+from mnv2det.check.folder import outside_links, recognise, unlisted
 from mnv2det.check.parts import config_splits, read_parts
 from mnv2det.check.pictures import check_duplicates, check_masks, check_pictures, mask_classes
 from mnv2det.check.pool import Crash, parallel
@@ -37,15 +37,15 @@ class Part:
 
     Attributes:
         split: What was read.
-        seen: What its pictures hold.
+        facts: What its pictures hold.
         sizes: int64 (P, 2), (H, W) of each.
-        good: bool (N,), boxes that are there to be learned from.
-        counts: Of those, by class.
+        good: bool (N,), boxes that are there to be learned from or ignored.
+        counts: Those to be learned from, by class.
         pixels: Of masks, by class.
     """
 
     split: Split
-    seen: list[Seen]
+    facts: list[PictureFacts]
     sizes: Array
     good: Array
     counts: Counts
@@ -74,8 +74,8 @@ class Report:
 
     def counts(self) -> dict[str, int]:
         """Findings by severity."""
-        found = Counter(finding.severity for finding in self.findings)
-        return {severity: found[severity] for severity in SEVERITIES}
+        counts = Counter(finding.severity for finding in self.findings)
+        return {severity: counts[severity] for severity in SEVERITIES}
 
     def to_json(self) -> dict[str, Any]:
         """The keys that docs/data.md promises."""
@@ -111,10 +111,13 @@ def check_data(
 ) -> Report:
     """Reads every picture and annotation of a data set and lists all that is wrong.
 
+    There is an error if and only if training with ``bad_data: stop`` refuses the data, with one exception:
+    ``image_leak``, the same picture in two splits, which training cannot see.
+
     Args:
         source: A YAML of configs/, a run folder, or a folder in VOC's layout or with COCO-style json.
         overrides: ``key=value`` on the config.
-        workers: Processes that read.
+        workers: Processes that read; 0 reads in this one.
         size: (H, W) of the network's input, for the anchors; None takes the config's, 320x320 for a folder.
         mask_count: Number of mask classes, for a folder.
         fix: Where to write a cleaned copy.
@@ -127,16 +130,16 @@ def check_data(
     config = _config(path, overrides)
     aside: list[Finding] = []
     if config is None:
-        found, aside = recognise(path, mask_count)
-        splits = read_parts(found, path, workers)
+        folder_parts, aside = recognise(path, mask_count)
+        splits = read_parts(folder_parts, path)
     else:
         if mask_count is not None:
             raise ConfigError("--mask-classes is for a folder: a config names its mask classes")
         check(config)
-        splits = config_splits(config, workers)
+        splits = config_splits(config)
     if fix is not None:
         check_target(Path(fix), splits[0].root, splits)
-    parts, findings = _judge(splits, workers)
+    parts, findings = judge(splits, workers)
     findings = aside + findings + (unlisted(splits) if config is None else [])
     remarks: list[str] = []
     anchors = None
@@ -169,50 +172,65 @@ def _config(path: Path, overrides: Sequence[str]) -> Config | None:
     return None
 
 
-def _judge(splits: Sequence[Split], workers: int) -> tuple[list[Part], list[Finding]]:
-    """Reads all pictures and collects all findings."""
-    seen = [_see_all(split, workers) for split in splits]
-    guessed = mask_classes(splits, seen)
+def judge(splits: Sequence[Split], workers: int) -> tuple[list[Part], list[Finding]]:
+    """Reads all pictures of the parts and collects everything that is wrong with them.
+
+    Args:
+        splits: From `mnv2det.check.parts`.
+        workers: As of `check_data`.
+    """
+    facts = [_inspect_all(split, workers) for split in splits]
+    guessed = mask_classes(splits, facts)
     findings: list[Finding] = []
     parts = []
-    for split, one in zip(splits, seen, strict=True):
+    for split, of_pictures in zip(splits, facts, strict=True):
         if split.mask_names is None:
             split.mask_names = [f"id {number}" for number in range(guessed)]
-        found, sizes = check_pictures(split, one)
-        more, good = check_boxes(split, sizes)
-        named, known = check_names(split)
-        masks = check_masks(split, one, sizes, len(split.mask_names))
-        findings += split.findings + found + more + named + masks
-        good &= known
-        parts.append(Part(split, one, sizes, good, box_counts(split, good), _pixels(split, one)))
+        findings += [split.of_problem(problem) for problem in split.records.problems]
+        picture_findings, sizes = check_pictures(split, of_pictures)
+        box_findings, good = check_boxes(split, sizes)
+        findings += picture_findings + box_findings
+        findings += check_masks(split, of_pictures, sizes, len(split.mask_names))
+        if split.format is not None:
+            findings += outside_links(split)
+        parts.append(Part(split, of_pictures, sizes, good, box_counts(split, good), _pixels(split, of_pictures)))
     boxed = [part for part in parts if part.split.boxed]
     if boxed:
         findings += check_classes([part.split for part in boxed], [part.counts for part in boxed])
     masked = [part for part in parts if part.pixels]
     if masked:
         findings += check_classes([part.split for part in masked], [part.pixels for part in masked], unit="pixels")
-    return parts, findings + check_duplicates(splits, seen)
+    return parts, findings + check_duplicates(splits, facts)
 
 
-def _see_all(split: Split, workers: int) -> list[Seen]:
-    """Looks at every picture and mask of a part."""
-    desc = f"{split.name}: images"
-    found: Sequence[Seen | Crash]
+def _inspect_all(split: Split, workers: int) -> list[PictureFacts]:
+    """What every picture and mask of a part holds."""
+    desc, records = f"{split.name}: images", split.records
+    results: Sequence[PictureFacts | Crash]
     if split.dataset is not None:
-        found = parallel(See(split.dataset), range(len(split.dataset)), workers, desc=desc, unit="image")
+        results = parallel(DatasetInspector(split.dataset), range(len(split.dataset)), workers, desc=desc, unit="image")
     else:
         classes = len(split.mask_names) if split.mask_names is not None else 255
-        jobs = [Job(picture.file, picture.mask, classes) for picture in split.pictures]
-        found = parallel(see, jobs, workers, desc=desc, unit="image")
-    seen = [Seen(("image_broken", one.reason)) if isinstance(one, Crash) else one for one in found]
+        files = [
+            PictureFiles(
+                records.path(picture.file) if picture.file else None,
+                records.path(picture.mask) if picture.mask else None,
+                classes,
+            )
+            for picture in records.pictures
+        ]
+        results = parallel(inspect, files, workers, desc=desc, unit="image")
+    facts = [
+        PictureFacts(("image_broken", result.reason)) if isinstance(result, Crash) else result for result in results
+    ]
     if split.dataset is not None:
-        split.take_targets([one.target for one in seen])
-    return seen
+        split.take_targets([fact.target for fact in facts])
+    return facts
 
 
-def _pixels(split: Split, seen: Sequence[Seen]) -> dict[str, int]:
+def _pixels(split: Split, facts: Sequence[PictureFacts]) -> dict[str, int]:
     """Pixels by mask class; empty without masks."""
-    masks = [one.mask.counts for one in seen if one.mask]
+    masks = [fact.mask.counts for fact in facts if fact.mask]
     if not masks or split.mask_names is None:
         return {}
     total = mask_counts(masks)
@@ -232,29 +250,28 @@ def _boxes(parts: Sequence[Part]) -> tuple[Array, Array, Array, list[str]]:
     names = list(dict.fromkeys(name for part in parts for name in part.counts))
     corners, sizes, labels = [], [], []
     for part in parts:
-        boxes = part.split.boxes
+        boxes = part.split.records.boxes
         rows = part.good & ~boxes.ignore
         size = part.sizes[boxes.image[rows]]
         known = (size > 0).all(axis=1)
         corners.append(np.clip(boxes.corners[rows], 0, np.tile(size[:, ::-1], 2))[known])
         sizes.append(size[known])
-        table = np.array([names.index(name) if name in part.counts else -1 for name in boxes.names], np.int64)
-        labels.append(table[boxes.label[rows]][known])
+        labels.append(boxes.labels_in(names)[rows][known])
     return np.concatenate(corners), np.concatenate(sizes), np.concatenate(labels), names
 
 
 def summary(part: Part) -> dict[str, Any]:
-    """One part in figures."""
-    split, boxes = part.split, part.split.boxes
+    """One part in numbers, as docs/data.md lists them."""
+    records, boxes = part.split.records, part.split.records.boxes
     used = part.good & ~boxes.ignore
     images = np.unique(np.stack([boxes.label[used], boxes.image[used]]), axis=1)[0]
     with_class = dict(zip(boxes.names, np.bincount(images, minlength=len(boxes.names)).tolist(), strict=True))
     sizes = Counter(f"{width}x{height}" for height, width in part.sizes.tolist() if height and width)
-    boxed = {index for index, picture in enumerate(split.pictures) if picture.boxed}
+    boxed = {index for index, picture in enumerate(records.pictures) if picture.boxed}
     return {
-        "about": split.about,
-        "images": len(split.pictures),
-        "readable": sum(one.problem is None for one in part.seen),
+        "about": part.split.about,
+        "images": len(records.pictures),
+        "readable": sum(fact.problem is None for fact in part.facts),
         "annotated": len(boxed),
         "without_boxes": len(boxed - set(boxes.image[part.good].tolist())),
         "boxes": int(used.sum()),

@@ -137,7 +137,7 @@ def _table(figures: dict[str, dict[str, Any]]) -> Iterable[str]:
 
 def _class_table(figures: dict[str, dict[str, Any]], key: str, unit: str) -> Iterable[str]:
     """Counts by class, the most frequent first."""
-    from mnv2det.check.findings import shown
+    from mnv2det.data.formats.problems import shown
 
     columns = {name: one[key] for name, one in figures.items() if one[key]}
     if not columns:
@@ -157,7 +157,7 @@ def _class_table(figures: dict[str, dict[str, Any]], key: str, unit: str) -> Ite
 
 
 def _anchors(fit: AnchorFit | None) -> Iterable[str]:
-    from mnv2det.check.findings import shown
+    from mnv2det.data.formats.problems import shown
 
     if fit is None:
         return

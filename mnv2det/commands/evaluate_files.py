@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mnv2det.data.formats.coco import CocoJson
 from mnv2det.errors import ConfigError, DataError, near
 from mnv2det.evaluation.boxes import AnnotatedBoxes, DetectedBoxes, order_of_id
 from mnv2det.evaluation.coco import coco_metrics
@@ -32,7 +32,7 @@ def evaluate_files(
     iou: float | None = None,
     inclusive: bool | None = None,
 ) -> dict[str, float]:
-    """Figures of a results file.
+    """Metrics of a results file.
 
     VOC's boxes are corner pixels that belong to the box. The published metrics of
     Object-Detection-Metrics' sample (24.56 % all points, 26.84 % 11 points at IoU .3) come out when
@@ -66,65 +66,80 @@ def evaluate_files(
             raise ConfigError(f"{name} is for the protocols voc07 and voc10, COCO's defines its own")
     if iou is not None and not 0 < iou <= 1:
         raise ConfigError(f"iou must be above 0 and at most 1, got {iou}")
-    images, categories, classes, truths = _read_truths(
-        ground_truth, ignored_by=("iscrowd", "ignore", "difficult") if voc else ("iscrowd",)
-    )
-    found = _read_found(detections, images, categories, known_from=ground_truth)
+    truth = read_truth(ground_truth, ignored_by=("iscrowd", "ignore", "difficult") if voc else ("iscrowd",))
+    results = read_results(detections, truth)
     if not voc:
-        return coco_metrics(truths, found, classes=classes)
+        return coco_metrics(truth.boxes, results, classes=truth.classes)
     if inclusive is None or inclusive:
-        for table in (truths, found):
+        for table in (truth.boxes, results):
             table.boxes[:, 2:] += 1
     style: Literal["11point", "area"] = "11point" if protocol == "voc07" else "area"
-    return voc_metrics(truths, found, classes=classes, style=style, iou=0.5 if iou is None else iou)
+    return voc_metrics(truth.boxes, results, classes=truth.classes, style=style, iou=0.5 if iou is None else iou)
 
 
-def _read_truths(path: PathLike, *, ignored_by: Sequence[str]) -> tuple[Ids, Ids, list[str], AnnotatedBoxes]:
-    """Reads the ground truth.
+class Truth(NamedTuple):
+    """The ground truth of an evaluation.
 
-    Returns:
-        Position of each image id, label of each category id, class names and the boxes.
+    Attributes:
+        path: Where it was read from.
+        images: Number of each image id, in the order of the ids.
+        categories: Label of each category id.
+        classes: Class names by label.
+        boxes: All annotated boxes.
     """
-    data = _load(path)
-    if not isinstance(data, dict):
-        raise DataError(f"{path}: expected an object with images, annotations and categories, got {_kind(data)}")
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(data.get(key), list):
-            raise DataError(f"{path}: expected a list '{key}', got {_kind(data[key]) if key in data else 'none'}")
-    images = _positions(path, "images", data["images"])
-    categories = _positions(path, "categories", data["categories"])
-    named = _rows(path, "categories", data["categories"], lambda entry: (categories[_id(entry, "id")], _name(entry)))
-    classes = [name for _, name in sorted(named)]
-    twice = {name for name in classes if classes.count(name) > 1}
-    if twice:
-        raise DataError(f"{path}: categories: the name '{min(twice)}' occurs twice")
 
-    def read(entry: Any) -> tuple[Any, ...]:
-        box = _box(entry)
-        area = _number(entry, "area") if "area" in entry else box[2] * box[3]
-        flags = [_flag(entry, key) for key in ignored_by]
-        return _known(entry, "image_id", images), _known(entry, "category_id", categories), box, any(flags), area
-
-    rows = _rows(path, "annotations", data["annotations"], read)
-    image, label, boxes, ignore, area = _columns(rows, np.int64, np.int64, np.float64, np.bool_, np.float64)
-    truths = AnnotatedBoxes(image, label, boxes.reshape(-1, 4), ignore, area)
-    return images, categories, classes, truths.pick(np.argsort(image, kind="stable"))
+    path: PathLike
+    images: Ids
+    categories: Ids
+    classes: list[str]
+    boxes: AnnotatedBoxes
 
 
-def _read_found(path: PathLike, images: Ids, categories: Ids, *, known_from: PathLike) -> DetectedBoxes:
-    """Reads the results; ids must be among those of the ground truth."""
-    data = _load(path)
-    if not isinstance(data, list):
-        raise DataError(f"{path}: expected a list of results, got {_kind(data)}")
+def read_truth(path: PathLike, *, ignored_by: Sequence[str] = ("iscrowd",)) -> Truth:
+    """Reads a ground truth by way of the coco format, without its pictures.
 
-    def read(entry: Any) -> tuple[Any, ...]:
-        image = _known(entry, "image_id", images, known_from)
-        label = _known(entry, "category_id", categories, known_from)
-        return image, label, _box(entry), _number(entry, "score")
+    Raises:
+        DataError: The first thing that is wrong in it.
+    """
+    records = CocoJson(Path(path), None, ignored_by=ignored_by).read()
+    if records.problems:
+        raise DataError(records.problems[0].message)
+    boxes = records.boxes
+    negative = np.flatnonzero((boxes.stated[:, 2:] < 0).any(axis=1))
+    if len(negative):
+        row = int(negative[0])
+        raise DataError(f"{path}: annotation {boxes.ids[row]}: bbox {boxes.stated[row].tolist()} has a negative side")
+    ids = sorted((picture.id for picture in records.pictures), key=order_of_id)
+    images = {identifier: number for number, identifier in enumerate(ids)}
+    numbers = np.array([images[picture.id] for picture in records.pictures], np.int64)
+    classes = records.classes["labels"]
+    categories = {identifier: label for label, identifier in enumerate(records.category_ids or [])}
+    truths = AnnotatedBoxes(numbers[boxes.image], boxes.labels_in(classes), boxes.stated, boxes.ignore, boxes.area)
+    return Truth(path, images, categories, classes, truths.pick(np.argsort(truths.image, kind="stable")))
 
-    rows = _rows(path, "results", data, read)
-    image, label, boxes, score = _columns(rows, np.int64, np.int64, np.float64, np.float64)
-    return DetectedBoxes(image, label, boxes.reshape(-1, 4), score).pick(np.argsort(image, kind="stable"))
+
+def read_results(path: PathLike, truth: Truth) -> DetectedBoxes:
+    """Reads a list of results; ids must be among those of the ground truth.
+
+    Raises:
+        DataError: The file cannot be read, or an entry is wrong.
+    """
+    entries = _load(path)
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: expected a list of results, got {_kind(entries)}")
+    images, labels, boxes, scores = [], [], [], []
+    for position, entry in enumerate(entries):
+        try:
+            images.append(_known(entry, "image_id", truth.images, truth.path))
+            labels.append(_known(entry, "category_id", truth.categories, truth.path))
+            boxes.append(_box(entry))
+            scores.append(_number(entry, "score"))
+        except _EntryError as error:
+            raise DataError(f"{path}: results[{position}]: {error}") from None
+    image = np.array(images, np.int64)
+    table = np.array(boxes, np.float64).reshape(-1, 4)
+    results = DetectedBoxes(image, np.array(labels, np.int64), table, np.array(scores, np.float64))
+    return results.pick(np.argsort(image, kind="stable"))
 
 
 def _load(path: PathLike) -> Any:
@@ -139,34 +154,7 @@ def _load(path: PathLike) -> Any:
 
 
 class _EntryError(ValueError):
-    """What is wrong with an entry; whoever catches it knows which one."""
-
-
-def _rows(path: PathLike, what: str, entries: list[Any], read: Callable[[Any], Any]) -> list[Any]:
-    """Applies ``read`` to every entry and says which one it cannot read."""
-    rows = []
-    for index, entry in enumerate(entries):
-        try:
-            rows.append(read(entry))
-        except _EntryError as error:
-            raise DataError(f"{path}: {what}[{index}]: {error}") from None
-    return rows
-
-
-def _columns(rows: list[Any], *dtypes: type) -> list[NDArray[Any]]:
-    columns = zip(*rows, strict=True) if rows else ([] for _ in dtypes)
-    return [np.array(column, dtype) for column, dtype in zip(columns, dtypes, strict=True)]
-
-
-def _positions(path: PathLike, what: str, entries: list[Any]) -> Ids:
-    """Numbers the ids of a list in their sorted order."""
-    ids = _rows(path, what, entries, lambda entry: _id(entry, "id"))
-    positions = {key: position for position, key in enumerate(sorted(set(ids), key=order_of_id))}
-    if len(positions) < len(ids):
-        seen: set[int | str] = set()
-        twice = next(key for key in ids if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise DataError(f"{path}: {what}: the id {twice!r} occurs twice")
-    return positions
+    """What is wrong with an entry, without its position."""
 
 
 def _get(entry: Any, key: str) -> Any:
@@ -186,12 +174,11 @@ def _id(entry: Any, key: str) -> int | str:
     return value
 
 
-def _known(entry: Any, key: str, positions: Ids, source: PathLike | None = None) -> int:
+def _known(entry: Any, key: str, numbers: Ids, source: PathLike) -> int:
     value = _id(entry, key)
-    if value not in positions:
-        whose = f"the {len(positions)} ids in {source}" if source else f"the file's {len(positions)} ids"
-        raise _EntryError(f"{key} {reprlib.repr(value)} is not among {whose}")
-    return positions[value]
+    if value not in numbers:
+        raise _EntryError(f"{key} {reprlib.repr(value)} is not among the {len(numbers)} ids in {source}")
+    return numbers[value]
 
 
 def _number(entry: Any, key: str) -> float:
@@ -199,20 +186,6 @@ def _number(entry: Any, key: str) -> float:
     if not _finite(value):
         raise _EntryError(f"{key} must be a finite number, got {reprlib.repr(value)}")
     return float(value)
-
-
-def _flag(entry: Any, key: str) -> bool:
-    value = entry.get(key, 0)
-    if value not in (0, 1):
-        raise _EntryError(f"{key} must be 0 or 1, got {reprlib.repr(value)}")
-    return bool(value)
-
-
-def _name(entry: Any) -> str:
-    value = _get(entry, "name")
-    if not isinstance(value, str):
-        raise _EntryError(f"name must be a string, got {reprlib.repr(value)}")
-    return value
 
 
 def _box(entry: Any) -> list[float]:

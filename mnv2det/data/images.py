@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import struct
+import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from mnv2det.errors import DataError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 JPEG_START = b"\xff\xd8"
 PNG_START = b"\x89PNG\r\n\x1a\n"
+# what Pillow raises on damaged files
+DAMAGED = (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error, Image.DecompressionBombError)
+MOST_PIXELS = 2 * 89_478_485  # what Pillow takes for an attack
+LARGEST_FILE = 2**30  # bytes
 # in coded data a marker is 0xFF before anything but a stuffed zero, a restart or another 0xFF
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
@@ -32,9 +40,11 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         uint8 (H, W, 3), RGB.
 
     Raises:
-        DataError: The file is missing, empty, truncated or no picture.
+        DataError: The file is missing, empty, truncated, too large or no picture.
     """
     try:
+        if os.path.getsize(path) > LARGEST_FILE:
+            raise DataError(f"{path}: a file of {os.path.getsize(path)} bytes; not decoded")
         data = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot read the image ({error.strerror})") from None
@@ -47,10 +57,18 @@ def decode_image(data: bytes, *, where: str) -> NDArray[np.uint8]:
     """Decodes the bytes of a picture file; see `read_image`."""
     if not data:
         raise DataError(f"{where}: the image file is empty")
-    if data.startswith(JPEG_START) and not _jpeg_ends(data):
-        raise DataError(f"{where}: truncated JPEG (no end-of-image marker in {len(data)} bytes)")
-    if data.startswith(PNG_START) and data.rfind(b"IEND") < 0:
-        raise DataError(f"{where}: truncated PNG (no IEND chunk in {len(data)} bytes)")
+    if data.startswith(JPEG_START):
+        ends, pixels = _walk_jpeg(data)
+        if not ends:
+            raise DataError(f"{where}: truncated JPEG (no end-of-image marker in {len(data)} bytes)")
+    elif data.startswith(PNG_START):
+        if data.rfind(b"IEND") < 0:
+            raise DataError(f"{where}: truncated PNG (no IEND chunk in {len(data)} bytes)")
+        pixels = int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big")
+    else:
+        pixels = _claimed_pixels(data)
+    if pixels > MOST_PIXELS:
+        raise DataError(f"{where}: not decoded: it claims {pixels} pixels, more than {MOST_PIXELS}")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
@@ -60,20 +78,36 @@ def decode_image(data: bytes, *, where: str) -> NDArray[np.uint8]:
     return image  # type: ignore[return-value]
 
 
-def _jpeg_ends(data: bytes) -> bool:
-    """Whether the picture itself reaches its end marker.
+def _walk_jpeg(data: bytes) -> tuple[bool, int]:
+    """Whether the picture itself reaches its end marker, and how many pixels its header claims.
 
     An embedded thumbnail has an end marker too, and phones append films behind the picture's, so
     the segments are walked.
     """
-    place = 2
-    while (found := JPEG_MARKER.search(data, place)) is not None:
-        marker, place = data[found.start() + 1], found.end()
+    position, pixels = 2, 0
+    while (match := JPEG_MARKER.search(data, position)) is not None:
+        marker, position = data[match.start() + 1], match.end()
         if marker == 0xD9:
-            return True
+            return True, pixels
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # the header of a frame
+            height, width = data[position + 3 : position + 5], data[position + 5 : position + 7]
+            pixels = max(pixels, int.from_bytes(height, "big") * int.from_bytes(width, "big"))
         # every other segment states its length; behind a scan's header the search goes on in coded data
-        place += int.from_bytes(data[place : place + 2], "big")
-    return False
+        position += int.from_bytes(data[position : position + 2], "big")
+    return False, pixels
+
+
+def _claimed_pixels(data: bytes) -> int:
+    """Pixels that the header of any other file claims; 0 where Pillow does not know it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data)) as picture:
+                return picture.width * picture.height
+    except Image.DecompressionBombError:
+        return MOST_PIXELS + 1
+    except DAMAGED:
+        return 0
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
@@ -85,10 +119,10 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     root = Path(folder)
     if not root.is_dir():
         raise DataError(f"{folder}: no such folder")
-    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-    if not found:
+    images = sorted(path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    if not images:
         raise DataError(f"{folder}: no images in it (looked for {', '.join(sorted(EXTENSIONS))})")
-    return found
+    return images
 
 
 def inside(root: Path, relative: str, *, where: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from mnv2det.data.classes import class_list
+from mnv2det.data.images import DAMAGED
 from mnv2det.errors import DataError
 from mnv2det.structures import IGNORE
 
-# what Pillow raises on damaged files
-DAMAGED = (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error, Image.DecompressionBombError)
 # what VOC calls by another name than COCO
 VOC_NAMES = {
     "airplane": "aeroplane",
@@ -28,18 +25,6 @@ VOC_NAMES = {
     "tv": "tvmonitor",
 }
 MOST_OUTLINE = 4_000_000  # pixels along one polygon; pycocotools holds 5 points for each
-
-
-def mask_list(found: Sequence[str], given: Sequence[str] | None, *, where: str) -> list[str]:
-    """`class_list` of masks, whose ids must fit beside 255.
-
-    Raises:
-        DataError: As `class_list`, or there are more than 255.
-    """
-    names = class_list(found, given, where=where)
-    if len(names) > IGNORE:
-        raise DataError(f"{where}: {len(names)} mask classes; at most {IGNORE} fit beside 255 = ignore")
-    return names
 
 
 def read_mask(path: Path, classes: int) -> NDArray[np.uint8]:
@@ -76,7 +61,7 @@ def read_ids(path: Path, classes: int) -> NDArray[Any]:
     """Reads a mask as it is stored, whatever its ids are.
 
     Pillow reads it, because OpenCV would turn a palette into its colours. Like a picture's, the
-    EXIF rotation is applied, although hardly a mask has one.
+    EXIF rotation is applied, although few masks have one.
 
     Args:
         path: The file.
@@ -143,21 +128,21 @@ class RegionTable:
         self.first = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=images))]).astype(np.int64)
         lengths = np.array([len(region.runs) for region in regions], np.int64)[order]
         self.offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        self.runs = np.frombuffer(b"".join(regions[place].runs for place in order), np.uint8)
+        self.runs = np.frombuffer(b"".join(regions[position].runs for position in order), np.uint8)
 
     def paint(self, index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         """One image's mask: uint8 (H, W), 0 where nothing was annotated."""
         from pycocotools import mask
 
         painted = np.zeros(size, np.uint8, order="F")  # run lengths go down the columns
-        for place in range(int(self.first[index]), int(self.first[index + 1])):
-            runs = self.runs[self.offsets[place] : self.offsets[place + 1]].tobytes()
+        for region in range(int(self.first[index]), int(self.first[index + 1])):
+            runs = self.runs[self.offsets[region] : self.offsets[region + 1]].tobytes()
             covered = mask.decode({"size": list(size), "counts": runs})
-            np.copyto(painted, self.ids[place], where=covered.view(np.bool_))
+            np.copyto(painted, self.ids[region], where=covered.view(np.bool_))
         return np.ascontiguousarray(painted)
 
 
-def encode(segmentation: Any, size: tuple[int, int], place: str) -> tuple[bytes, int]:
+def encode(segmentation: Any, size: tuple[int, int]) -> tuple[bytes, int]:
     """Compressed run lengths of what COCO states as polygons or as run lengths of either kind.
 
     All is checked first: pycocotools reads and writes beyond its memory on what is malformed.
@@ -165,7 +150,6 @@ def encode(segmentation: Any, size: tuple[int, int], place: str) -> tuple[bytes,
     Args:
         segmentation: As in the json.
         size: (H, W) of the image.
-        place: File and annotation, for messages.
 
     Returns:
         The run lengths, and the number of pixels inside.
@@ -193,21 +177,21 @@ def encode(segmentation: Any, size: tuple[int, int], place: str) -> tuple[bytes,
         runs = mask.frPyObjects(segmentation, *size)["counts"] if loose else counts.encode("ascii")
         return runs, int(lengths[1::2].sum())
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise DataError(f"{place}: segmentation: not polygons or a run-length mask ({str(error)[:80]})") from None
+        raise DataError(f"segmentation: not polygons or a run-length mask ({str(error)[:80]})") from None
 
 
-def bounds(segmentation: Any, size: tuple[int, int], place: str) -> list[float]:
+def bounds(segmentation: Any, size: tuple[int, int]) -> list[float]:
     """(x, y, w, h) of a segmentation; arguments and errors as those of `encode`."""
     from pycocotools import mask
 
     if not isinstance(segmentation, list):
-        runs, _ = encode(segmentation, size, place)
+        runs, _ = encode(segmentation, size)
         return mask.toBbox({"size": list(size), "counts": runs}).tolist()
     try:
-        points = [np.asarray(part, np.float64).reshape(-1, 2) for part in segmentation]
+        points = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in segmentation]
         low, high = np.min([p.min(0) for p in points], 0), np.max([p.max(0) for p in points], 0)
     except (ValueError, TypeError, OverflowError) as error:
-        raise DataError(f"{place}: segmentation: not polygons or a run-length mask ({str(error)[:80]})") from None
+        raise DataError(f"segmentation: not polygons or a run-length mask ({str(error)[:80]})") from None
     return [*low.tolist(), *(high - low).tolist()]
 
 
@@ -216,23 +200,23 @@ def whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**62
 
 
-def _polygons(parts: list[Any], size: tuple[int, int]) -> list[NDArray[np.float64]]:
-    if not parts:
+def _polygons(polygons: list[Any], size: tuple[int, int]) -> list[NDArray[np.float64]]:
+    if not polygons:
         raise ValueError("it has no polygon")
-    side, found = max(size), []
-    for part in parts:
-        if not isinstance(part, list) or not set(map(type, part)) <= {int, float}:
+    side, outlines = max(size), []
+    for polygon in polygons:
+        if not isinstance(polygon, list) or not set(map(type, polygon)) <= {int, float}:
             raise ValueError("a polygon is no list of numbers")
-        if len(part) < 6 or len(part) % 2:
-            raise ValueError(f"a polygon of {len(part)} numbers; expected x and y of 3 points or more")
-        corners = np.array(part, np.float64)
+        if len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError(f"a polygon of {len(polygon)} numbers; expected x and y of 3 points or more")
+        corners = np.array(polygon, np.float64)
         # written so that nan fails
         if not (corners.min() >= -side and corners.max() <= 2 * side):
             raise ValueError(f"a polygon from {corners.min():g} to {corners.max():g} leaves the image far behind")
-        if 3 * side * len(part) > MOST_OUTLINE and _outline(corners) > MOST_OUTLINE:
+        if 3 * side * len(polygon) > MOST_OUTLINE and _outline(corners) > MOST_OUTLINE:
             raise ValueError(f"a polygon's outline is longer than {MOST_OUTLINE} pixels")
-        found.append(corners)
-    return found
+        outlines.append(corners)
+    return outlines
 
 
 def _outline(corners: NDArray[np.float64]) -> float:

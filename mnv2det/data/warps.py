@@ -234,9 +234,12 @@ class Pipeline:
         result = self.compose(**inputs)
         image = result["image"]
         if "boxes" in target:
-            boxes = np.asarray(result["bboxes"], np.float64).reshape(-1, 6)
-            target["boxes"] = (boxes[:, :4] * np.array(image.shape[1::-1] * 2)).astype(np.float32)
-            target["labels"], target["ignore"] = boxes[:, 4].astype(np.int64), boxes[:, 5] > 0
+            rows = np.asarray(result["bboxes"], np.float64).reshape(-1, 6)
+            boxes = (rows[:, :4] * np.array(image.shape[1::-1] * 2)).astype(np.float32)
+            # a sliver may lose its width when the picture shrinks
+            kept = (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
+            target["boxes"] = boxes[kept]
+            target["labels"], target["ignore"] = rows[kept, 4].astype(np.int64), rows[kept, 5] > 0
             target.pop("area", None)
         if "mask" in target:
             target["mask"] = result["mask"]

@@ -8,6 +8,7 @@ from typing import Any
 
 from mnv2det.config import Component, Config, data_root
 from mnv2det.data.dataset import Dataset
+from mnv2det.data.formats.base import Format
 from mnv2det.data.transforms import Transform
 from mnv2det.engine import optim  # noqa: F401 - registers optimizers and schedules
 from mnv2det.errors import ConfigError, near
@@ -56,7 +57,13 @@ def check(config: Config) -> None:
 
 
 def build_dataset(config: Config, split: str, classes: Mapping[str, Sequence[str]] | None = None) -> Dataset:
-    """The ``train`` or ``val`` data set.
+    """The ``train`` or ``val`` data set; arguments and errors as those of `build_source`."""
+    source = build_source(config, split, classes)
+    return source.dataset(config.data.bad_data) if isinstance(source, Format) else source
+
+
+def build_source(config: Config, split: str, classes: Mapping[str, Sequence[str]] | None = None) -> Dataset | Format:
+    """What is registered under the name of ``train`` or ``val``: a data set, or a format that reads one.
 
     Args:
         config: The experiment.
@@ -69,14 +76,16 @@ def build_dataset(config: Config, split: str, classes: Mapping[str, Sequence[str
     """
     part: Component = getattr(config.data, split)
     args = dict(part.args)
-    known = inspect.signature(DATASETS.get(part.name, place=f"data.{split}")).parameters
+    component = DATASETS.get(part.name, place=f"data.{split}")
+    known = inspect.signature(component).parameters
     for key, argument in NAMES.items():
         if classes and key in classes and argument in known and args.get(argument) is None:
             args[argument] = list(classes[key])
-    dataset: Dataset = DATASETS.build(
-        part.name, args, place=f"data.{split}", root=data_root(config), bad_data=config.data.bad_data
-    )
-    return dataset
+    injected: dict[str, Any] = {"root": data_root(config)}
+    if not (isinstance(component, type) and issubclass(component, Format)):
+        injected["bad_data"] = config.data.bad_data
+    source: Dataset | Format = DATASETS.build(part.name, args, place=f"data.{split}", **injected)
+    return source
 
 
 def build_validation_set(

@@ -89,7 +89,7 @@ def _plant(root: Path, parts: dict[str, dict[str, Any]]) -> Counter[tuple[Any, .
     of_image("image_broken", 2)
     data = (root / names[3]).read_bytes()
     (root / names[3]).write_bytes(data[: len(data) // 2] + b"\xff\xd9")  # the rest would be grey
-    of_image("image_broken", 3)
+    of_image("image_damaged", 3)
     images[4]["width"] += 7
     of_image("image_size", 4)
     place = "annotations/train.json"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from check_tools import Coco, Voc, found, item, kinds, two_parts, write, xml
+from check_tools import Coco, Voc, found, item, kinds, picture, save, two_parts, write, xml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchvision.ops import box_iou
@@ -82,7 +82,11 @@ def test_segmentations_matter_where_masks_are_wanted(tmp_path: Path, root: Path)
             f"data.{part.name}.args.images={part.name}",
         ]
     assert found(folder) == []
-    report = check_data(root / "configs/joint_coco.yaml", [*overrides, "data.train.args.masks=coco"], workers=1)
+    report = check_data(
+        root / "configs/joint_coco.yaml",
+        [*overrides, "data.train.args.masks=coco", "data.val.args.masks=coco"],
+        workers=1,
+    )
     assert kinds(report.findings) == ["segmentation_broken"] * 2
 
 
@@ -278,6 +282,78 @@ def test_no_json_breaks_the_check(tmp_path: Path, place: str, number: int, data:
         (finding.file + finding.value + finding.expected).encode()
     shutil.rmtree(tmp_path / "clean", ignore_errors=True)
     # the copy of what can be copied is no worse
-    if len(report.parts[0].split.pictures) > 0:
+    if len(report.parts[0].split.records.pictures) > 0:
         check_data(tmp_path, workers=1, fix=tmp_path.parent / f"{tmp_path.name}_clean")
         shutil.rmtree(tmp_path.parent / f"{tmp_path.name}_clean")
+
+
+# folders of classes
+
+
+def of_classes(root: Path, checkout: Path, *overrides: str, **options: Any) -> Report:
+    given = [f"data.root={root}", "data.train.args={images: train, synsets: null}"]
+    given += ["data.val.args={images: val, synsets: null}", *overrides]
+    return check_data(checkout / "configs/mobilenetv2_imagenet.yaml", [*given, "model.weights=null"], **options)
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    for part, first in (("train", 1), ("val", 11)):
+        for number in range(first, first + 4):
+            save(tmp_path / "data" / part / ("cat" if number % 2 else "dog") / f"{number}.jpg", picture(number))
+    return tmp_path / "data"
+
+
+def test_good_folders_of_classes_have_no_finding(classes: Path, root: Path):
+    report = of_classes(classes, root)
+    assert report.findings == []
+    assert report.to_json()["splits"]["val"]["images"] == 4
+
+
+def test_folders_of_classes_are_checked_by_file(classes: Path, root: Path, tmp_path: Path):
+    (classes / "train/cat/1.jpg").write_bytes(b"no picture")
+    (classes / "train/eel").mkdir()
+    save(classes / "val/cta/9.jpg", picture(9))
+    report = of_classes(classes, root, fix=tmp_path / "clean")
+    said = [(finding.kind, finding.severity, finding.split, finding.file) for finding in report.findings]
+    assert said == [
+        ("class_unknown", "error", "val", "val/cta"),
+        ("image_broken", "error", "train", "train/cat/1.jpg"),
+        ("folder_empty", "warning", "train", "train/eel"),
+    ]
+    assert report.findings[0].expected == "did you mean 'cat'?"
+    val = ("cat/11", "cat/13", "dog/12", "dog/14")
+    copied = sorted(path.relative_to(tmp_path / "clean").as_posix() for path in (tmp_path / "clean").rglob("*.jpg"))
+    assert copied == ["train/cat/3.jpg", "train/dog/2.jpg", "train/dog/4.jpg", *(f"val/{name}.jpg" for name in val)]
+
+
+# what the check passed although training refuses it
+
+
+def test_ids_of_images_that_are_strings_are_errors(tmp_path: Path):
+    train, val = two_parts(tmp_path)
+    train.images[0]["id"] = "one"
+    assert "annotation_broken" in found(write(train, val), "error")
+
+
+def test_a_least_number_of_pixels_that_no_image_has_is_an_error(tmp_path: Path, root: Path):
+    train, val = two_parts(tmp_path)
+    for part in (train, val):
+        for entry in part.annotations:
+            entry["segmentation"] = [[1, 1, 9, 1, 9, 9]]
+    folder = write(train, val)
+    given = [f"data.root={folder}", "model.weights=null"]
+    for name in ("train", "val"):
+        arguments = f"annotations: annotations/instances_{name}.json, images: {name}, masks: coco, least_pixels: 9000"
+        given.append(f"data.{name}.args={{{arguments}}}")
+    report = check_data(root / "configs/joint_coco.yaml", given, workers=1)
+    errors = [finding for finding in report.findings if finding.severity == "error"]
+    assert [finding.kind for finding in errors] == ["images_none"] * 2
+    assert errors[0].value.startswith("no image has 9000 pixels of a mask's class, at most ")
+
+
+def test_boxes_drawn_twice_are_a_warning(tmp_path: Path):
+    train, val = two_parts(tmp_path)
+    train.box(1, train.annotations[0]["bbox"])
+    assert found(write(train, val), "error") == []
+    assert found(tmp_path, "warning") == ["box_duplicate"]

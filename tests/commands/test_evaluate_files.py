@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from mnv2det.commands.evaluate_files import _read_found, _read_truths, evaluate_files
+from mnv2det.commands.evaluate_files import evaluate_files, read_results, read_truth
 from mnv2det.errors import ConfigError, DataError
 from mnv2det.evaluation.coco import Backend, CocoAP, coco_metrics
 from mnv2det.evaluation.voc import VocAP
@@ -54,11 +54,11 @@ def test_published_coco_metrics() -> None:
     metrics = evaluate_files(ground, found)
     assert [round(value, 3) for value in list(metrics.values())[:12]] == expected
     assert list(metrics)[12:14] == ["AP/person", "AP/bicycle"]
-    images, categories, classes, truths = _read_truths(ground, ignored_by=["iscrowd"])
+    truth = read_truth(ground)
     backends: tuple[Backend, ...] = ("faster_coco_eval", "pycocotools")
     for backend in backends:
-        table = _read_found(found, images, categories, known_from=ground)
-        assert coco_metrics(truths, table, classes=classes, backend=backend) == pytest.approx(metrics, abs=1e-12)
+        results = coco_metrics(truth.boxes, read_results(found, truth), classes=truth.classes, backend=backend)
+        assert results == pytest.approx(metrics, abs=1e-12)
 
 
 @pytest.mark.shared
@@ -182,18 +182,24 @@ NAN = float("nan")
         (lambda _, found: found.append(7), r"results\[2\]: expected an object, got a number"),
         (
             change_truth("annotations", 1, image_id=1),
-            r"gt\.json: annotations\[1\]: image_id 1 is not among the file's 2",
+            r"gt\.json: annotation 2: image_id 1 is not in images",
         ),
-        (change_truth("annotations", 1, bbox=[0, 0, 1, -1]), r"gt\.json: annotations\[1\]: bbox has a negative"),
-        (change_truth("annotations", 0, area="big"), r"annotations\[0\]: area must be a finite number, got 'big'"),
-        (change_truth("annotations", 0, iscrowd="0"), r"annotations\[0\]: iscrowd must be 0 or 1, got '0'"),
-        (change_truth("images", 0, id=7), r"gt\.json: images: the id 7 occurs twice"),
-        (change_truth("images", 1, id=...), r"gt\.json: images\[1\]: id is missing"),
-        (change_truth("categories", 0, id=3), r"gt\.json: categories: the id 3 occurs twice"),
-        (change_truth("categories", 0, name="cat"), r"gt\.json: categories: the name 'cat' occurs twice"),
-        (change_truth("categories", 1, name=...), r"gt\.json: categories\[1\]: name is missing"),
-        (lambda truth, _: truth.pop("categories"), r"gt\.json: expected a list 'categories', got none"),
-        (lambda truth, _: truth.update(images={}), r"gt\.json: expected a list 'images', got an object"),
+        (
+            change_truth("annotations", 1, bbox=[0, 0, 1, -1]),
+            r"gt\.json: annotation 2: bbox \[0.0, 0.0, 1.0, -1.0\] has a negative side",
+        ),
+        (change_truth("annotations", 0, area="big"), r"gt\.json: annotation 1: area: expected a number, got big"),
+        (change_truth("annotations", 0, iscrowd="0"), r"gt\.json: annotation 1: iscrowd: expected 0 or 1, got '0'"),
+        (change_truth("images", 0, id=7), r"gt\.json: images\[1\]: the id 7 occurs twice"),
+        (change_truth("images", 1, id=...), r"gt\.json: images\[1\]: id None: expected a whole number or a string"),
+        (change_truth("categories", 0, id=3), r"gt\.json: categories\[1\]: the id 3 occurs twice"),
+        (
+            change_truth("categories", 0, name="cat"),
+            r"gt\.json: categories: class names must be different and",
+        ),
+        (change_truth("categories", 1, name=...), r"gt\.json: categories\[1\]: name None: expected a string"),
+        (lambda truth, _: truth.pop("categories"), r"gt\.json: no list 'categories' at the top"),
+        (lambda truth, _: truth.update(images={}), r"gt\.json: no list 'images' at the top"),
     ],
 )
 def test_broken_entries_are_named(tmp_path: Path, spoil: Callable[[Any, Any], Any], message: str) -> None:
@@ -226,14 +232,14 @@ def test_broken_files_are_named(tmp_path: Path, content: str, message: str) -> N
 
 def test_other_ways_a_file_may_be_wrong(tmp_path: Path) -> None:
     ground, found = write(tmp_path, FOUND, FOUND)
-    with pytest.raises(DataError, match=r"gt\.json: expected an object with images, .*, got a list"):
+    with pytest.raises(DataError, match=r"gt\.json: no list 'images' at the top; expected COCO's"):
         evaluate_files(ground, found)
-    with pytest.raises(DataError, match=r"missing\.json: cannot read the file \(No such file"):
+    with pytest.raises(DataError, match=r"missing\.json: cannot read the annotations \(No such file"):
         evaluate_files(tmp_path / "missing.json", found)
-    with pytest.raises(DataError, match=r"cannot read the file \(Is a directory"):
+    with pytest.raises(DataError, match=r"cannot read the annotations \(Is a directory"):
         evaluate_files(tmp_path, found)
     ground.write_bytes(b'{"images": "\xff\xfe\xff"}')
-    with pytest.raises(DataError, match=r"gt\.json: not JSON"):
+    with pytest.raises(DataError, match=r"gt\.json: not a json file"):
         evaluate_files(ground, found)
 
 

@@ -27,7 +27,6 @@ from mnv2det.commands.predict import video as video_module
 from mnv2det.commands.predict.inputs import list_inputs
 from mnv2det.commands.predict.run import predict
 from mnv2det.commands.predict.video import Video
-from mnv2det.config import BadData
 from mnv2det.data.formats.voc import VOC
 from mnv2det.data.images import read_image
 from mnv2det.errors import DataError
@@ -327,7 +326,7 @@ def test_voc_and_csv_of_a_run_say_what_the_json_says(detector: str, tmp_path: Pa
     (tmp_path / "out/voc").rename(home / "Annotations")
     (home / "ImageSets/Main").mkdir(parents=True)
     (home / "ImageSets/Main/all.txt").write_text("a\nb\n")
-    data = VOC(root=tmp_path, bad_data=BadData.stop, sets=("Mine/all",), suffix=".png", names=("cat", "dog"))
+    data = VOC(root=tmp_path, sets=("Mine/all",), suffix=".png", names=("cat", "dog")).dataset()
     with (tmp_path / "out/predictions.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     assert len(table) == len(found["annotations"]) > 2

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from mnv2det.commands.predict.outputs import ImageInfo, Outputs, choose_formats, coco_results
 from mnv2det.commands.predict.voc_xml import voc_xml
-from mnv2det.config import BadData
 from mnv2det.data.formats.voc import VOC
 from mnv2det.errors import ConfigError
 from mnv2det.report.draw import encode
@@ -203,7 +202,7 @@ def read_back(folder: Path, xml: bytes, size: tuple[int, int]) -> tuple[Any, lis
     (home / "JPEGImages/a.png").write_bytes(encode(image(*size), ".png"))
     (home / "Annotations/a.xml").write_bytes(xml)
     (home / "ImageSets/Main/all.txt").write_text("a\n")
-    data = VOC(root=folder, bad_data=BadData.stop, sets=("Mine/all",), suffix=".png")
+    data = VOC(root=folder, sets=("Mine/all",), suffix=".png").dataset()
     target = data.read(0).target
     return target["boxes"], [data.classes["labels"][label] for label in target["labels"]]
 

@@ -122,7 +122,7 @@ def release(shared: Path) -> tuple[Path, Model]:
 @pytest.fixture(scope="module")
 def voc100(shared: Path, release: tuple[Path, Model]) -> VOC:
     names = tuple(release[1].classes["det"])
-    return VOC(root=shared / "voc100", bad_data=BadData.stop, sets=("VOC2012/val",), names=names)
+    return VOC(root=shared / "voc100", sets=("VOC2012/val",), names=names).dataset()
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 from pycocotools import mask as rle
 
-from mnv2det.data.masks import VOC_NAMES, Region, RegionTable, bounds, encode, mask_list, read_mask
+from mnv2det.data.classes import mask_list
+from mnv2det.data.masks import VOC_NAMES, Region, RegionTable, bounds, encode, read_mask
 from mnv2det.errors import DataError
 from mnv2det.structures import VOC_MASK_CLASSES
 
@@ -146,9 +147,9 @@ def test_damaged_mask_is_read_or_refused(tmp_path: Path, changes: list[tuple[int
 
 def test_classes_must_fit_beside_255():
     names = [str(number) for number in range(256)]
-    assert mask_list(names[:255], None, where="x") == names[:255]
-    with pytest.raises(DataError, match=r"^x: 256 mask classes; at most 255 fit beside 255 = ignore$"):
-        mask_list(names, None, where="x")
+    assert mask_list(names[:255], None, where="x") == (names[:255], [])
+    issue = mask_list(names, None, where="x")[1][0]
+    assert (issue.kind, issue.message) == ("class_broken", "x: 256 mask classes; at most 255 fit beside 255 = ignore")
 
 
 def test_vocs_classes():
@@ -174,7 +175,7 @@ def lengths(pixels: np.ndarray) -> list[int]:
 
 
 def test_polygons_of_an_object_are_joined():
-    runs, area = encode([SQUARE, [30, 20, 40, 20, 40, 30, 30, 30]], SIZE, "x")
+    runs, area = encode([SQUARE, [30, 20, 40, 20, 40, 30, 30, 30]], SIZE)
     expected = np.zeros(SIZE, np.uint8)
     expected[5:12, 10:20] = expected[20:30, 30:40] = 1
     assert_array_equal(decoded(runs), expected)
@@ -182,7 +183,7 @@ def test_polygons_of_an_object_are_joined():
 
 
 def test_polygon_beyond_the_border_is_cut():
-    runs, area = encode([[-30, -30, 90, -30, 90, 70, -30, 70]], SIZE, "x")
+    runs, area = encode([[-30, -30, 90, -30, 90, 70, -30, 70]], SIZE)
     assert decoded(runs).all()
     assert area == 2400
 
@@ -193,7 +194,7 @@ def test_both_kinds_of_run_lengths_are_the_same_pixels(pixels: np.ndarray):
     size = (pixels.shape[0], pixels.shape[1])
     packed = rle.encode(np.asfortranarray(pixels))["counts"]
     for counts in (packed.decode(), lengths(pixels)):
-        runs, area = encode({"size": list(size), "counts": counts}, size, "x")
+        runs, area = encode({"size": list(size), "counts": counts}, size)
         assert_array_equal(decoded(runs, size), pixels)
         assert area == pixels.sum()
 
@@ -204,7 +205,7 @@ def test_long_runs_are_counted(counts: list[int]):
     total = sum(counts) + 1
     size = (total, 1)
     packed = rle.frPyObjects({"size": list(size), "counts": [*counts, 1]}, *size)["counts"]
-    assert encode({"size": list(size), "counts": packed.decode()}, size, "x")[1] == sum([*counts, 1][1::2])
+    assert encode({"size": list(size), "counts": packed.decode()}, size)[1] == sum([*counts, 1][1::2])
 
 
 @pytest.mark.parametrize(
@@ -246,14 +247,14 @@ def test_long_runs_are_counted(counts: list[int]):
 )
 def test_malformed_segmentation_says_why(segmentation: Any, reason: str):
     with pytest.raises(DataError) as error:
-        encode(segmentation, SIZE, "x.json: annotation 1")
-    expected = f"x.json: annotation 1: segmentation: not polygons or a run-length mask ({reason})"
+        encode(segmentation, SIZE)
+    expected = f"segmentation: not polygons or a run-length mask ({reason})"
     assert str(error.value) == expected
 
 
 def test_image_too_large_for_run_lengths():
     with pytest.raises(DataError, match="an image of 60000x60000 is too large"):
-        encode([SQUARE], (60_000, 60_000), "x")
+        encode([SQUARE], (60_000, 60_000))
 
 
 LEAF = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
@@ -268,7 +269,7 @@ RUNS = st.fixed_dictionaries(
 def test_any_segmentation_is_pixels_or_refused(segmentation: Any):
     for look in (bounds, encode):
         try:
-            found = look(segmentation, SIZE, "x")
+            found = look(segmentation, SIZE)
         except DataError:
             continue
         if look is encode:
@@ -276,9 +277,9 @@ def test_any_segmentation_is_pixels_or_refused(segmentation: Any):
 
 
 def test_bounds_of_polygons_and_runs():
-    assert bounds([SQUARE, [30, 20, 40, 25, 35, 30]], SIZE, "x") == [10, 5, 30, 25]
-    runs = encode([SQUARE], SIZE, "x")[0].decode()
-    assert bounds({"size": [40, 60], "counts": runs}, SIZE, "x") == [10, 5, 10, 7]
+    assert bounds([SQUARE, [30, 20, 40, 25, 35, 30]], SIZE) == [10, 5, 30, 25]
+    runs = encode([SQUARE], SIZE)[0].decode()
+    assert bounds({"size": [40, 60], "counts": runs}, SIZE) == [10, 5, 10, 7]
 
 
 # painting
@@ -286,7 +287,7 @@ def test_bounds_of_polygons_and_runs():
 
 def region(box: tuple[int, int, int, int], *, image: int = 0, id: int = 1, crowd: bool = False) -> Region:
     x1, y1, x2, y2 = box
-    runs, pixels = encode([[x1, y1, x2, y1, x2, y2, x1, y2]], SIZE, "x")
+    runs, pixels = encode([[x1, y1, x2, y1, x2, y2, x1, y2]], SIZE)
     return Region(image, id, crowd, runs, pixels)
 
 

@@ -3,39 +3,303 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mnv2det.config import BadData
-from mnv2det.data.classes import class_list
-from mnv2det.data.dataset import Arrays, BoxTable, Dataset
-from mnv2det.data.images import inside, read_sized
-from mnv2det.data.masks import VOC_NAMES, Region, RegionTable, bounds, encode, mask_list, whole
+from mnv2det.data.classes import class_list, mask_list
+from mnv2det.data.formats.base import Format
+from mnv2det.data.formats.cleaning import Cleaning, copy_pictures, copy_place
+from mnv2det.data.formats.problems import shown
+from mnv2det.data.formats.records import Box, Picture, Records
+from mnv2det.data.images import inside
+from mnv2det.data.masks import VOC_NAMES, bounds, encode, whole
 from mnv2det.errors import ConfigError, DataError, near
 from mnv2det.ranges import NonNegativeInt
 from mnv2det.registry import DATASETS
-from mnv2det.structures import VOC_MASK_CLASSES, Sample
+from mnv2det.structures import VOC_MASK_CLASSES
+
+Id = int | str
+SIDES = range(1, 10**6)  # pixels that an image may be wide or high
+UNSIZED = (1, 1)  # stands for the size of an image that states none
 
 
-class _Row(NamedTuple):
-    """One annotation; ``runs`` is empty where no mask is wanted of it."""
+class _EntryError(Exception):
+    """What is wrong with an entry of the json: its kind and, if it is known, the image it belongs to."""
 
-    image: int
-    label: int
-    crowd: bool
-    area: float
+    def __init__(self, kind: str, what: str, *, index: int = -1) -> None:
+        super().__init__(what)
+        self.kind, self.index = kind, index
+
+
+class _Annotation(NamedTuple):
+    """An entry of ``annotations`` that names an image and a category, and has a box of numbers."""
+
+    picture: int
+    category: Id
     box: list[float]
-    runs: bytes
-    pixels: int
+    area: float
+    ignore: bool
+
+
+class CocoJson(Format):
+    """A json with COCO's ``images``, ``annotations`` and ``categories``.
+
+    Args:
+        path: The json.
+        images: Folder that ``file_name`` is relative to. None reads for evaluation, which looks at no
+            picture: ids may be strings, and images need neither file name nor size.
+        names: Class list to hold to; None takes the json's categories in the order of their ids.
+        masks: As in `COCO`.
+        mask_names: As in `COCO`.
+        least_pixels: As in `COCO`.
+        ignored_by: Keys whose value 1 makes a box an ignored one.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        images: Path | None,
+        *,
+        names: Sequence[str] | None = None,
+        masks: Literal["coco", "voc"] | None = None,
+        mask_names: Sequence[str] | None = None,
+        least_pixels: int = 0,
+        ignored_by: Sequence[str] = ("iscrowd",),
+    ) -> None:
+        self.path, self.images, self.names = path, images, names
+        self.masks, self.mask_names, self.least_pixels, self.ignored_by = masks, mask_names, least_pixels, ignored_by
+
+    def read(self) -> Records:
+        """See `Format.read`; boxes are corners, ``stated`` is the json's ``[x, y, w, h]``."""
+        data = load_json(self.path)
+        folder = self.images or self.path.parent
+        about = f"COCO json {self.path}, images in {folder}"
+        if self.masks:
+            about += ", masks from segmentations"
+        records = Records(folder, str(self.path), about, [self.path], [folder])
+        records.box_place = "annotation {id} (image {image}): bbox {box}"
+        images = self._read_images(records, data["images"])
+        if not records.pictures:
+            reason = records.problems[0].message if records.problems else f"{self.path}: no images in it"
+            raise DataError(reason)
+        categories = self._read_categories(records, data["categories"])
+        if self.masks:
+            self._read_mask_classes(records)
+        self._read_annotations(records, data["annotations"], images, categories)
+        if self.least_pixels:
+            self._select_large(records)
+        return records
+
+    def _read_images(self, records: Records, entries: list[Any]) -> dict[Id, int]:
+        """Adds the pictures; gives the index of each id."""
+        indices: dict[Id, int] = {}
+        for position, entry in enumerate(entries):
+            report = partial(self._report, records, f"images[{position}]")
+            try:
+                identifier = self._new_id(entry, indices, "annotation_broken", "image_twice")
+            except _EntryError as error:
+                report(error)
+                continue
+            index = indices[identifier] = len(records.pictures)
+            size = (entry.get("height"), entry.get("width"))
+            sized = all(whole(side) and side in SIDES for side in size)
+            records.pictures.append(Picture(identifier, "", size if sized else None, entry=position))
+            if self.images is None:
+                continue
+            if not sized:
+                what = f"height {shown(size[0], 20)}, width {shown(size[1], 20)}: expected whole numbers of pixels"
+                report(_EntryError("image_size", what, index=index))
+            try:
+                file = self._file(entry.get("file_name"))
+                records.pictures[index] = records.pictures[index]._replace(file=file)
+            except _EntryError as error:
+                report(error, index=index)
+        return indices
+
+    def _file(self, name: Any) -> str:
+        """A picture's path below the folder of images."""
+        assert self.images is not None
+        if not isinstance(name, str):
+            raise _EntryError("annotation_broken", f"file_name {shown(name)}: expected a string")
+        try:
+            inside(self.images, name, where="")
+        except DataError as error:
+            raise _EntryError("path_outside", str(error).removeprefix(": ")) from None
+        return os.path.normpath(name)
+
+    def _read_categories(self, records: Records, entries: list[Any]) -> dict[Id, str]:
+        """Sets the class list; gives the name of each id."""
+        names: dict[Id, str] = {}
+        for position, entry in enumerate(entries):
+            try:
+                identifier = self._new_id(entry, names, "class_broken", "class_broken")
+                if not isinstance(entry.get("name"), str):
+                    raise _EntryError("class_broken", f"name {shown(entry.get('name'))}: expected a string")
+                names[identifier] = entry["name"]
+            except _EntryError as error:
+                self._report(records, f"categories[{position}]", error, fatal=True)
+        ids = sorted(names, key=lambda identifier: (isinstance(identifier, str), identifier))
+        listed = [names[identifier] for identifier in ids]
+        labels, issues = class_list(listed, self.names, where=f"{self.path}: categories")
+        if not any(problem.kind == "class_broken" for problem in records.problems):
+            records.add_class_issues(issues, self.path)
+        records.classes["labels"] = labels
+        by_name = dict(zip(listed, ids, strict=True))
+        records.category_ids = [by_name.get(name, -1) for name in labels]
+        return names
+
+    def _read_mask_classes(self, records: Records) -> None:
+        """Sets the class list of masks and each label's id in it."""
+        labels = records.classes["labels"]
+        expected = ["background", *labels] if self.masks == "coco" else list(VOC_MASK_CLASSES)
+        names, issues = mask_list(expected, self.mask_names, where=f"{self.path}: masks")
+        records.add_class_issues(issues, self.path)
+        records.classes["mask"] = names
+        called = labels if self.masks == "coco" else [VOC_NAMES.get(name, name) for name in labels]
+        records.mask_ids = [names.index(name) if name in expected and name in names else 0 for name in called]
+        if names and names[0] != "background":
+            what = f"masks: the first class must be 'background', got '{names[0]}'"
+            records.add_problem("class_broken", self.path, what, fatal=True)
+        elif called and not any(records.mask_ids):
+            hint = near(called[0], VOC_MASK_CLASSES)
+            what = f"masks: no category is one of VOC's 20 classes{hint}"
+            records.add_problem("class_broken", self.path, what, fatal=True)
+
+    def _read_annotations(
+        self, records: Records, entries: list[Any], images: Mapping[Id, int], categories: Mapping[Id, str]
+    ) -> None:
+        painted = dict(zip(records.classes["labels"], records.mask_ids or [], strict=False))
+        quick = not self.masks or len(entries) < 20000
+        for position, entry in enumerate(tqdm(entries, desc="reading COCO masks", disable=quick, leave=False)):
+            identifier: Any = entry.get("id") if isinstance(entry, dict) else None
+            identifier = identifier if whole(identifier) else f"[{position}]"
+            report = partial(
+                self._report, records, f"annotation {identifier}", annotation=identifier, position=position
+            )
+            try:
+                annotation = self._annotation(records, entry, images, categories)
+            except _EntryError as error:
+                report(error)
+                continue
+            index, name = annotation.picture, categories[annotation.category]
+            size, runs, pixels = records.pictures[index].size, b"", 0
+            if painted.get(name) and size is not None:
+                try:
+                    runs, pixels = _encode(entry.get("segmentation"), size)
+                except DataError as error:
+                    # the box itself may be good
+                    report(_EntryError("segmentation_broken", str(error), index=index))
+            x, y, width, height = stated = annotation.box
+            corners = (x, y, x + width, y + height)
+            ignore, area = annotation.ignore, annotation.area
+            records.add_box(Box(index, name, corners, stated, ignore, area, identifier, position, runs, pixels))
+
+    def _report(self, records: Records, place: str, error: _EntryError, *, index: int = -1, **other: Any) -> None:
+        index = max(index, error.index)
+        value = str(error) if index >= 0 or "position" in other else f"{place}: {error}"
+        records.add_problem(error.kind, self.path, str(error), place=place, value=value, index=index, **other)
+
+    def _annotation(
+        self, records: Records, entry: Any, images: Mapping[Id, int], categories: Mapping[Id, str]
+    ) -> _Annotation:
+        """Checks an entry of ``annotations``, apart from its segmentation."""
+        if not isinstance(entry, dict):
+            raise _EntryError("annotation_broken", f"expected keys, got {shown(entry, 40)}")
+        image = self._known(entry, "image_id", images, "is not in images", "annotation_orphan", -1)
+        index = images[image]
+        category = self._known(entry, "category_id", categories, "has no name in categories", "class_unknown", index)
+        box = entry.get("bbox")
+        try:
+            if box is None and entry.get("segmentation"):
+                box = bounds(entry["segmentation"], records.pictures[index].size or UNSIZED)
+        except DataError as error:
+            raise _EntryError("box_malformed", str(error), index=index) from None
+        if not isinstance(box, list) or len(box) != 4 or not all(real(value) for value in box):
+            what = f"bbox: expected [x, y, width, height], got {shown(box)}"
+            raise _EntryError("box_malformed", what, index=index)
+        area = entry.get("area", box[2] * box[3])
+        if not real(area):
+            raise _EntryError("annotation_broken", f"area: expected a number, got {shown(area, 40)}", index=index)
+        for key in self.ignored_by:
+            if entry.get(key, 0) not in (0, 1):
+                what = f"{key}: expected 0 or 1, got {repr(entry[key])[:40]}"
+                raise _EntryError("annotation_broken", what, index=index)
+        ignore = any(entry.get(key, 0) for key in self.ignored_by)
+        return _Annotation(index, category, [float(value) for value in box], float(area), ignore)
+
+    def _id(self, entry: Any, key: str, kind: str) -> Id:
+        """An id of an image or category."""
+        value: Any = entry.get(key) if isinstance(entry, dict) else None
+        if self.images is None and isinstance(value, float) and value.is_integer():
+            return int(value)  # tables written by pandas
+        if whole(value) or (self.images is None and isinstance(value, str)):
+            return value
+        expected = "a whole number" if self.images is not None else "a whole number or a string"
+        if not isinstance(entry, dict):
+            raise _EntryError(kind, f"expected keys, got {shown(entry, 40)}")
+        raise _EntryError(kind, f"{key} {shown(value, 30)}: expected {expected}")
+
+    def _new_id(self, entry: Any, known: Mapping[Id, Any], kind: str, kind_of_second: str) -> Id:
+        """An id that no earlier entry has."""
+        identifier = self._id(entry, "id", kind)
+        if identifier in known:
+            raise _EntryError(kind_of_second, f"the id {identifier!r} occurs twice")
+        return identifier
+
+    def _known(self, entry: Any, key: str, known: Mapping[Id, Any], lacking: str, kind: str, index: int) -> Id:
+        try:
+            value = self._id(entry, key, kind)
+            if value in known:
+                return value
+        except _EntryError:
+            pass
+        raise _EntryError(kind, f"{key} {shown(repr(entry.get(key)), 30)} {lacking}", index=index)
+
+    def _select_large(self, records: Records) -> None:
+        """Leaves out pictures with too few pixels to learn from."""
+        boxes = records.boxes
+        counted = records.kept()[1] & ~boxes.ignore
+        pixels = np.bincount(boxes.image[counted], boxes.pixels[counted], len(records.pictures)).astype(np.int64)
+        large = pixels >= self.least_pixels
+        if large.any():
+            records.select(large)
+        else:
+            what = f"no image has {self.least_pixels} pixels of a mask's class, at most {pixels.max()}"
+            records.add_problem("images_none", self.path, what, fatal=True)
+
+    def write_clean(self, records: Records, cleaning: Cleaning, root: Path, target: Path) -> None:
+        """Writes the json without what is left out, and copies the pictures."""
+        data: dict[str, Any] = dict(load_json(self.path))
+        images = []
+        for index in copy_pictures(records, cleaning, root, target):
+            entry = data["images"][records.pictures[index].entry]
+            if index in cleaning.sizes:
+                height, width = cleaning.sizes[index]
+                entry = {**entry, "height": height, "width": width}
+            images.append(entry)
+        known = {entry["id"] for entry in images}
+        left_out = {position for _, position in cleaning.annotations}
+        clipped = {position: corners for (_, position), corners in cleaning.corners.items()}
+        annotations = []
+        for position, entry in enumerate(data["annotations"]):
+            if position in left_out or entry["image_id"] not in known:
+                continue
+            if position in clipped:
+                x1, y1, x2, y2 = clipped[position]
+                entry = {**entry, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            annotations.append(entry)
+        data |= {"images": images, "annotations": annotations}
+        copy_place(self.path, root, target).write_text(json.dumps(data), "utf-8")
 
 
 @DATASETS.register("coco")
-class COCO(Dataset):
+class COCO(CocoJson):
     """Images of a COCO-style json, in its order; crowds become ``ignore``.
 
     A mask is 0 where nothing is annotated. Smaller objects lie on larger ones, and a crowd is 255
@@ -43,7 +307,6 @@ class COCO(Dataset):
 
     Args:
         root: Data folder that no path leaves.
-        bad_data: ``stop`` raises on a broken annotation, ``skip`` leaves it out and lists it.
         annotations: The json, below ``root``.
         images: Folder that ``file_name`` is relative to, below ``root``.
         names: Class list to hold to; null takes the json's categories in the order of their ids.
@@ -53,20 +316,15 @@ class COCO(Dataset):
         least_pixels: Keeps only images of which the mask's classes, without crowds and background,
             cover so many pixels (DeepLabv3 was pre-trained on images of COCO with more than 1,000).
 
-    Attributes:
-        category_ids: int64 (K,): the json's own id of each label.
-
     Raises:
         ConfigError: ``least_pixels`` is negative or goes without ``masks``.
-        DataError: The json is missing or not COCO's, an id has no name or image, a box is wrong, or
-            a segmentation is wrong or missing where masks are wanted.
+        DataError: A path leaves the data folder.
     """
 
     def __init__(
         self,
         *,
         root: Path,
-        bad_data: BadData,
         annotations: str,
         images: str,
         names: tuple[str, ...] | None = None,
@@ -76,166 +334,14 @@ class COCO(Dataset):
     ) -> None:
         if least_pixels < 0 or (least_pixels and masks is None):
             raise ConfigError(f"data set coco: least_pixels {least_pixels}: expected 0, or more along with masks")
-        self.problems: list[str] = []
-        self._skip = bad_data is BadData.skip
-        self.path = inside(root, annotations, where="data set coco: annotations")
-        self.folder = inside(root, images, where="data set coco: images")
-        data = load_json(self.path)
-        self._read_images(data["images"])
-        labels = self._read_categories(data["categories"], names)
-        self._mask_ids = None if masks is None else self._mask_classes(masks, mask_names)
-        rows = self._read_annotations(data["annotations"], labels)
-        if least_pixels:
-            rows = self._keep_large(rows, least_pixels)
-        self._table = _boxes(rows, len(self))
-        if self._mask_ids is not None:
-            ids = self._mask_ids.tolist()
-            regions = [Region(row.image, ids[row.label], row.crowd, row.runs, row.pixels) for row in rows if row.runs]
-            self._regions = RegionTable(regions, len(self))
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def image_id(self, index: int) -> int:
-        """The json's own id."""
-        return int(self._ids[index])
-
-    def target(self, index: int) -> Arrays:
-        """See `Dataset.target`."""
-        return self._table.target(index)
-
-    def read(self, index: int) -> Sample:
-        """See `Dataset.read`."""
-        height, width = (int(n) for n in self._sizes[index])
-        path = inside(self.folder, str(self._files[index]), where=f"{self.path}: image {self.image_id(index)}")
-        sample = Sample(read_sized(path, (height, width)), self.target(index), self.image_id(index))
-        if self._mask_ids is not None:
-            sample.target["mask"] = self._regions.paint(index, (height, width))
-        return sample
-
-    def _read_images(self, entries: list[Any]) -> None:
-        ids, files, sizes = [], [], []
-        for position, entry in enumerate(entries):
-            place = f"{self.path}: images[{position}]"
-            try:
-                identifier, name, size = entry["id"], entry["file_name"], (entry["height"], entry["width"])
-            except (KeyError, TypeError):
-                raise DataError(f"{place}: expected id, file_name, height and width") from None
-            if not isinstance(name, str) or not whole(identifier) or not all(whole(n) and 0 < n < 1e6 for n in size):
-                raise DataError(f"{place}: id, height and width must be whole numbers, file_name a string")
-            inside(self.folder, name, where=place)
-            ids.append(identifier)
-            files.append(name)
-            sizes.append(size)
-        if not ids:
-            raise DataError(f"{self.path}: no images in it")
-        if len(set(ids)) != len(ids):
-            raise DataError(f"{self.path}: an image id occurs twice")
-        self._ids, self._files = np.array(ids, np.int64), np.array(files)
-        self._sizes = np.array(sizes, np.int32)
-
-    def _read_categories(self, entries: list[Any], given: tuple[str, ...] | None) -> dict[int, int]:
-        try:
-            pairs = sorted((entry["id"], entry["name"]) for entry in entries)
-        except (KeyError, TypeError):
-            raise DataError(f"{self.path}: categories: expected entries of id and name") from None
-        if not all(whole(identifier) and isinstance(name, str) for identifier, name in pairs):
-            raise DataError(f"{self.path}: categories: an id is no whole number, or a name no string")
-        if len({identifier for identifier, _ in pairs}) != len(pairs):
-            raise DataError(f"{self.path}: categories: an id occurs twice")
-        names = class_list([name for _, name in pairs], given, where=f"{self.path}: categories")
-        by_name = {name: identifier for identifier, name in pairs}
-        self.classes = {"labels": names}
-        self.category_ids = np.array([by_name.get(name, -1) for name in names], np.int64)
-        return {identifier: names.index(name) for identifier, name in pairs}
-
-    def _mask_classes(self, masks: str, given: tuple[str, ...] | None) -> NDArray[np.int64]:
-        """Sets the class list of masks; gives each label's id in it."""
-        labels = self.classes["labels"]
-        found = ["background", *labels] if masks == "coco" else list(VOC_MASK_CLASSES)
-        names = mask_list(found, given, where=f"{self.path}: masks")
-        if names[0] != "background":
-            raise DataError(f"{self.path}: masks: the first class must be 'background', got '{names[0]}'")
-        self.classes["mask"] = names
-        called = labels if masks == "coco" else [VOC_NAMES.get(name, name) for name in labels]
-        ids = np.array([names.index(name) if name in found else 0 for name in called], np.int64)
-        if not ids.any():
-            raise DataError(
-                f"{self.path}: masks: no category is one of VOC's 20 classes{near(called[0], VOC_MASK_CLASSES)}"
-            )
-        return ids
-
-    def _read_annotations(self, entries: list[Any], labels: Mapping[int, int]) -> list[_Row]:
-        places = {int(identifier): index for index, identifier in enumerate(self._ids)}
-        rows: list[_Row] = []
-        disable = self._mask_ids is None or len(entries) < 20000
-        for position, entry in enumerate(tqdm(entries, desc="reading COCO masks", disable=disable, leave=False)):
-            try:
-                rows.append(self._row(entry, position, places, labels))
-            except DataError as error:
-                if not self._skip:
-                    raise
-                self.problems.append(str(error))
-        return rows
-
-    def _keep_large(self, rows: list[_Row], least: int) -> list[_Row]:
-        """Leaves out images with too little to learn from, and their rows."""
-        pixels = np.zeros(len(self), np.int64)
-        counted = [(row.image, row.pixels) for row in rows if not row.crowd]
-        if counted:
-            np.add.at(pixels, *np.array(counted).T)
-        kept = np.flatnonzero(pixels >= least)
-        if not len(kept):
-            raise DataError(f"{self.path}: no image has {least} pixels of a mask's class, at most {pixels.max()}")
-        self._ids, self._files, self._sizes = self._ids[kept], self._files[kept], self._sizes[kept]
-        places = {int(old): new for new, old in enumerate(kept)}
-        return [row._replace(image=places[row.image]) for row in rows if row.image in places]
-
-    def _row(self, entry: Any, position: int, places: Mapping[int, int], labels: Mapping[int, int]) -> _Row:
-        if not isinstance(entry, dict):
-            raise DataError(f"{self.path}: annotations[{position}]: expected keys, got {str(entry)[:40]}")
-        place = f"{self.path}: annotation {entry.get('id', f'[{position}]')}"
-        image: Any = entry.get("image_id")
-        category: Any = entry.get("category_id")
-        if not whole(image) or image not in places:
-            raise DataError(f"{place}: image_id {image!r} is not in images")
-        if not whole(category) or category not in labels:
-            raise DataError(f"{place}: category_id {category!r} has no name in categories")
-        index = places[image]
-        height, width = (int(n) for n in self._sizes[index])
-        x, y, w, h = stated_box(entry, (height, width), place)
-        if w <= 0 or h <= 0:
-            raise DataError(f"{place} (image {image}): bbox {[x, y, w, h]} has no area")
-        corners = [max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)]
-        if corners[0] >= corners[2] or corners[1] >= corners[3]:
-            raise DataError(f"{place} (image {image}): bbox {[x, y, w, h]} lies outside the {width}x{height} image")
-        corners = np.array(corners, np.float32).tolist()  # as they are kept: here a sliver loses its width
-        if corners[0] == corners[2] or corners[1] == corners[3]:
-            raise DataError(f"{place} (image {image}): bbox {[x, y, w, h]} has no area")
-        area = entry.get("area", w * h)
-        if not real(area):
-            raise DataError(f"{place}: area: expected a number, got {str(area)[:40]}")
-        crowd = entry.get("iscrowd", 0)
-        if crowd not in (0, 1):
-            raise DataError(f"{place}: iscrowd: expected 0 or 1, got {repr(crowd)[:40]}")
-        label, runs, pixels = labels[category], b"", 0
-        if self._mask_ids is not None and self._mask_ids[label]:
-            if not entry.get("segmentation"):
-                raise DataError(f"{place} (image {image}): no segmentation, but masks are wanted")
-            runs, pixels = encode(entry["segmentation"], (height, width), place)
-        return _Row(index, label, bool(crowd), float(area), corners, runs, pixels)
-
-
-def _boxes(rows: list[_Row], images: int) -> BoxTable:
-    owner = np.array([row.image for row in rows], np.int64)
-    order = np.argsort(owner, kind="stable")
-    return BoxTable(
-        np.bincount(owner, minlength=images).astype(np.int64),
-        np.array([row.box for row in rows], np.float32).reshape(-1, 4)[order],
-        np.array([row.label for row in rows], np.int64)[order],
-        np.array([row.crowd for row in rows], np.bool_)[order],
-        np.array([row.area for row in rows], np.float32)[order],
-    )
+        super().__init__(
+            inside(root, annotations, where="data set coco: annotations"),
+            inside(root, images, where="data set coco: images"),
+            names=names,
+            masks=masks,
+            mask_names=mask_names,
+            least_pixels=least_pixels,
+        )
 
 
 def load_json(path: Path) -> dict[str, list[Any]]:
@@ -256,25 +362,13 @@ def load_json(path: Path) -> dict[str, list[Any]]:
     return data
 
 
-def stated_box(entry: Mapping[str, Any], size: tuple[int, int], place: str) -> list[float]:
-    """(x, y, w, h) as stated or, where there is no bbox, of the polygons or the run-length mask.
-
-    Args:
-        entry: One of the json's annotations.
-        size: (H, W) of its image.
-        place: File and annotation, for messages.
-
-    Raises:
-        DataError: It is no list of four numbers.
-    """
-    box = entry.get("bbox")
-    if box is None and entry.get("segmentation"):
-        box = bounds(entry["segmentation"], size, place)
-    if not isinstance(box, list) or len(box) != 4 or not all(real(value) for value in box):
-        raise DataError(f"{place}: bbox: expected [x, y, width, height], got {str(box)[:60]}")
-    return [float(value) for value in box]
-
-
 def real(value: Any) -> bool:
     """Whether a value from a json is a number that a coordinate may be."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
+
+
+def _encode(segmentation: Any, size: tuple[int, int]) -> tuple[bytes, int]:
+    """`encode`, which also names a segmentation that is not there."""
+    if not segmentation:
+        raise DataError("no segmentation, but masks are wanted")
+    return encode(segmentation, size)

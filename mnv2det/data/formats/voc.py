@@ -2,40 +2,261 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
+import os
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
-import numpy as np
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import ParseError, fromstring
-from numpy.typing import NDArray
+from defusedxml.ElementTree import tostring
 from tqdm import tqdm
 
-from mnv2det.config import BadData
-from mnv2det.data.classes import class_list
-from mnv2det.data.dataset import Arrays, BoxTable, Dataset
-from mnv2det.data.images import inside, read_image, read_sized
-from mnv2det.data.masks import mask_list, read_mask
+from mnv2det.data.classes import ClassIssue, class_list, mask_list
+from mnv2det.data.formats.base import Format
+from mnv2det.data.formats.cleaning import Cleaning, copy_file, copy_pictures, copy_place
+from mnv2det.data.formats.problems import quoted, shown
+from mnv2det.data.formats.records import Box, Picture, Records
+from mnv2det.data.formats.voc_xml import CORNERS, parse_xml, set_size, stated_object, stated_size
+from mnv2det.data.images import inside
 from mnv2det.errors import ConfigError, DataError, near
 from mnv2det.registry import DATASETS
-from mnv2det.structures import VOC_MASK_CLASSES, Sample
+from mnv2det.structures import VOC_MASK_CLASSES
 
-Row = tuple[list[float], str, bool]
 Need = Literal["required", "optional"]
-UNKNOWN = (0, 0)
+
+
+class ImageList(NamedTuple):
+    """A list of images and what is read for them.
+
+    Attributes:
+        home: Folder with JPEGImages.
+        file: The list; None lists every picture of the folder.
+        boxes: Whether every image needs an xml, or may have one; None reads none.
+        masks: Whether every image needs a mask, or may have one; None reads none.
+    """
+
+    home: Path
+    file: Path | None
+    boxes: Need | None
+    masks: Need | None
+
+
+class VocLists(Format):
+    """Lists of images in VOC's layout that make one part of a data set.
+
+    Args:
+        folder: Folder that all lists lie below.
+        lists: In order. An image of two kinds of lists, such as Main and Segmentation, is one image.
+        where: What is read, for messages.
+        suffix: Suffix of the image files.
+        mask_folder: Folder of the masks, beside JPEGImages.
+        names: Class list to hold boxes to; None takes the names found, sorted.
+        mask_names: Classes of the masks in the order of their ids; None leaves them open.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        lists: Sequence[ImageList],
+        *,
+        where: str,
+        suffix: str = ".jpg",
+        mask_folder: str = "SegmentationClass",
+        names: Sequence[str] | None = None,
+        mask_names: Sequence[str] | None = None,
+    ) -> None:
+        self.folder, self.lists, self.where, self.suffix = folder, lists, where, suffix
+        self.mask_folder, self.names, self.mask_names = mask_folder, names, mask_names
+
+    def read(self) -> Records:
+        """See `Format.read`; ``stated`` is xmin, ymin, xmax and ymax as the xml has them."""
+        files = [images.file for images in self.lists if images.file]
+        places = list(dict.fromkeys(images.home / "JPEGImages" for images in self.lists))
+        records = Records(self.folder, self.where, self._about(), files, places)
+        records.ignored_as, records.box_place = "difficult", "object {id} '{name}': box {numbers}"
+        kinds: dict[tuple[Path, str], str] = {}  # by home and stem: the kind of list that names it
+        homes: dict[str, Path] = {}
+        for images in self.lists:
+            kind = images.file.parent.name if images.file else ""
+            stems = self._stems(images)
+            quiet = len(stems) < 2000
+            for stem in tqdm(stems, desc="reading VOC", unit="image", disable=quiet, leave=False):
+                known = kinds.get((images.home, stem))
+                if known == kind or homes.setdefault(stem, images.home) != images.home:
+                    what = f"image '{shown(stem)}' is listed twice"
+                    if known != kind:
+                        what = f"image '{shown(stem)}' has the name of one in {homes[stem]}; rename one of them"
+                    records.add_problem("image_twice", images.file or images.home, what, image=shown(stem))
+                elif known is None:
+                    kinds[images.home, stem] = kind
+                    self._read_image(records, images, stem)
+        if not records.pictures:
+            raise DataError(f"{self.where}: no images left in it")
+        self._read_classes(records)
+        return records
+
+    def _about(self) -> str:
+        lists = ", ".join(str(images.file or images.home / "JPEGImages") for images in self.lists)
+        what = ["boxes"] if any(images.boxes for images in self.lists) else []
+        what += [f"masks ({self.mask_folder})"] if any(images.masks for images in self.lists) else []
+        return f"VOC layout, {lists}: {' and '.join(what) or 'pictures alone'}"
+
+    def _stems(self, images: ImageList) -> list[str]:
+        if images.file is not None:
+            return read_stems(images.file)
+        return sorted(path.stem for path in (images.home / "JPEGImages").iterdir() if path.suffix == self.suffix)
+
+    def _read_image(self, records: Records, images: ImageList, stem: str) -> None:
+        """Adds a picture with its boxes."""
+        index = len(records.pictures)
+        listed_in = images.file or images.home
+        try:
+            inside(images.home, stem, where=str(listed_in))
+        except DataError as error:
+            records.pictures.append(Picture(shown(stem), "", boxed=False))
+            what = str(error).removeprefix(f"{listed_in}: ")
+            records.add_problem("path_outside", listed_in, what, value=shown(stem), index=index)
+            return
+        home = os.path.relpath(images.home, self.folder)
+        mask, xml = (
+            os.path.normpath(os.path.join(home, folder, f"{stem}{suffix}"))
+            for folder, suffix in ((self.mask_folder, ".png"), ("Annotations", ".xml"))
+        )
+        boxed = images.boxes == "required" or (images.boxes == "optional" and os.path.isfile(self.folder / xml))
+        masked = images.masks is not None and os.path.isfile(self.folder / mask)
+        file = os.path.normpath(os.path.join(home, "JPEGImages", f"{stem}{self.suffix}"))
+        records.pictures.append(
+            Picture(os.path.basename(stem), file, None, mask if masked else "", xml if boxed else "", boxed)
+        )
+        if images.masks == "required" and not masked:
+            others = [path.name for path in images.home.iterdir()]
+            hint = "" if self.mask_folder in others else near(self.mask_folder, others)
+            missing = str(images.home / self.mask_folder / f"{stem}.png")
+            records.add_problem("mask_missing", self.folder / file, f"no such mask{hint}", where=missing, index=index)
+        if boxed:
+            self._read_xml(records, index, self.folder / xml)
+
+    def _read_xml(self, records: Records, index: int, path: Path) -> None:
+        """Adds the boxes of an annotation, and the size it states."""
+
+        def report(kind: str, error: DataError | str, number: int | None = None, value: str = "") -> None:
+            what = str(error).removeprefix(f"{path}: ")
+            position = -1 if number is None else number - 1
+            value = value or shown(what, 120)
+            records.add_problem(kind, path, what, value=value, index=index, annotation=number, position=position)
+
+        try:
+            tree = parse_xml(path)
+        except DataError as error:
+            report("annotation_broken" if os.path.isfile(path) else "annotation_missing", error)
+            return
+        try:
+            records.pictures[index] = records.pictures[index]._replace(size=stated_size(tree, path))
+        except DataError as error:
+            report("image_size", error)
+        for number, item in enumerate(tree.findall("object"), 1):
+            try:
+                name, box, difficult = stated_object(item, number, path)
+            except DataError as error:
+                named = (item.findtext("name") or "").strip()
+                report("box_malformed" if named else "annotation_broken", error, number)
+                continue
+            x1, y1, x2, y2 = box
+            wrong = [(axis, a, b) for axis, a, b in (("x", x1, x2), ("y", y1, y2)) if a >= b]
+            if wrong:
+                axis, low, high = wrong[0]
+                what = f"object {number} '{name}': {axis}min {low:g} {'>' if low > high else '='} {axis}max {high:g}"
+                report("box_no_area", what, number, f"{quoted(name)} [{x1:g}, {y1:g}, {x2:g}, {y2:g}]")
+                continue
+            # VOC counts pixels from 1 and includes the last: here, and only here, that ends
+            corners = (x1 - 1, y1 - 1, x2, y2)
+            records.add_box(Box(index, name, corners, box, difficult, position=number - 1))
+
+    def _read_classes(self, records: Records) -> None:
+        """Sets the class lists; a box of an unexpected class is a problem of that box."""
+        source = self.lists[0].file or self.folder
+        if any(images.boxes for images in self.lists):
+            boxes, kept = records.boxes, records.kept()[1]
+            names = sorted({boxes.names[label] for label in boxes.label[kept].tolist()})
+            records.classes["labels"], issues = class_list(names, self.names, where=self.where)
+            records.add_class_issues([issue for issue in issues if issue.kind != "class_unknown"], source)
+            self._report_unknown(records, {issue.name: issue for issue in issues if issue.kind == "class_unknown"})
+        if any(images.masks for images in self.lists) and self.mask_names is not None:
+            records.classes["mask"], issues = mask_list(self.mask_names, None, where=f"{self.where}: masks")
+            records.add_class_issues(issues, source)
+
+    def _report_unknown(self, records: Records, unknown: dict[str, ClassIssue]) -> None:
+        """Reports the boxes of classes that the class list lacks."""
+        boxes = records.boxes
+        for row, label in enumerate(boxes.label.tolist()) if unknown else ():
+            if (issue := unknown.get(boxes.names[label])) is not None:
+                records.add_problem(
+                    "class_unknown",
+                    records.box_file(row),
+                    issue.what,
+                    place=f"object {boxes.ids[row]}",
+                    value=quoted(issue.name),
+                    expected=issue.expected,
+                    index=int(boxes.image[row]),
+                    annotation=boxes.ids[row],
+                    position=int(boxes.position[row]),
+                    fatal=True,
+                )
+
+    def write_clean(self, records: Records, cleaning: Cleaning, root: Path, target: Path) -> None:
+        """Writes the xml files and lists without what is left out, and copies pictures and masks."""
+        left_out: dict[int, list[int]] = defaultdict(list)
+        clipped: dict[int, dict[int, list[float]]] = defaultdict(dict)
+        for index, position in cleaning.annotations:
+            left_out[index].append(position)
+        for (index, position), corners in cleaning.corners.items():
+            clipped[index][position] = corners
+        for index in copy_pictures(records, cleaning, root, target):
+            xml = records.pictures[index].annotation
+            if not xml:
+                continue
+            path = records.path(xml)
+            if not (index in cleaning.sizes or left_out[index] or clipped[index]):
+                copy_file(path, root, target)
+                continue
+            tree = parse_xml(path)
+            if index in cleaning.sizes:
+                set_size(tree, cleaning.sizes[index])
+            items = tree.findall("object")
+            for position, (x1, y1, x2, y2) in clipped[index].items():
+                for tag, value in zip(CORNERS, (x1 + 1, y1 + 1, x2, y2), strict=True):
+                    items[position].find(f"bndbox/{tag}").text = f"{value:g}"
+            for position in left_out[index]:
+                tree.remove(items[position])
+            copy_place(path, root, target).write_bytes(tostring(tree, encoding="utf-8"))
+        self._write_lists(records, cleaning, root, target)
+
+    def _write_lists(self, records: Records, cleaning: Cleaning, root: Path, target: Path) -> None:
+        kept = {
+            records.path(picture.file)
+            for index, picture in enumerate(records.pictures)
+            if index not in cleaning.pictures and picture.file
+        }
+        written: set[tuple[str, Path]] = set()
+        for images in self.lists:
+            stems = []
+            for stem in read_stems(images.file) if images.file else ():
+                path = images.home / "JPEGImages" / f"{stem}{self.suffix}"
+                kind = images.file.parent.name if images.file else ""
+                if path in kept and (kind, path) not in written:
+                    written.add((kind, path))
+                    stems.append(stem)
+            if images.file:
+                text = "".join(f"{stem}\n" for stem in stems)
+                copy_place(images.file, root, target).write_text(text, "utf-8")
 
 
 @DATASETS.register("voc")
-class VOC(Dataset):
+class VOC(VocLists):
     """Any folder laid out as VOCdevkit: ``JPEGImages``, ``ImageSets``, and ``Annotations`` or masks.
 
     Args:
         root: Data folder that no path leaves.
-        bad_data: ``stop`` raises on a broken annotation, ``skip`` leaves that box (or, where the
-            xml cannot be read or the mask is missing, that image) out and lists it in ``problems``.
         sets: ``YEAR_OR_NAME/LIST`` below ``folder``, such as ``VOC2007/trainval``; several are joined.
         folder: The devkit, below ``root``.
         names: Class list to hold boxes to; null collects the names found, sorted.
@@ -50,14 +271,13 @@ class VOC(Dataset):
 
     Raises:
         ConfigError: Neither boxes nor masks are wanted.
-        DataError: A list, xml, tag or box is missing or wrong, or a mask is missing.
+        DataError: A list is missing, or a path leaves the data folder.
     """
 
     def __init__(
         self,
         *,
         root: Path,
-        bad_data: BadData,
         sets: tuple[str, ...],
         folder: str = "VOCdevkit",
         names: tuple[str, ...] | None = None,
@@ -70,110 +290,36 @@ class VOC(Dataset):
     ) -> None:
         if boxes is None and masks is None:
             raise ConfigError("data set voc: boxes and masks are both null: nothing would be read")
-        self.problems: list[str] = []
-        self._skip = bad_data is BadData.skip
-        self.devkit = inside(root, folder, where="data set voc: folder")
-        inside(self.devkit, mask_folder, where="data set voc: mask_folder")
-        where = f"{self.devkit} ({', '.join(sets)})"
-        listed = _read_lists(self.devkit, sets, lists or ("Main" if boxes == "required" else "Segmentation"), where)
-        files, mask_files, sizes, counts = [], [], [], []
-        rows: list[Row] = []
-        for home, stem in tqdm(listed, desc="reading VOC", unit="image", disable=len(listed) < 2000, leave=False):
-            xml = home / "Annotations" / f"{stem}.xml"
-            try:
-                mask = _find_mask(home, f"{mask_folder}/{stem}.png", masks)
-                boxed = boxes == "required" or (boxes == "optional" and xml.is_file())
-                size, found = self._annotation(xml) if boxed else (UNKNOWN, [])
-            except DataError as error:
-                self._leave_out(error)
-                continue
-            files.append(f"{home.name}/JPEGImages/{stem}{suffix}")
-            mask_files.append(mask)
-            sizes.append(size)
-            counts.append(len(found))
-            rows += found
-        if not files:
-            raise DataError(f"{where}: no images left in it")
-        if boxes == "optional" and set(sizes) == {UNKNOWN}:
-            raise DataError(f"{where}: none of {len(files)} images has an xml in Annotations")
-        if masks == "optional" and not any(mask_files):
-            raise DataError(f"{where}: none of {len(files)} images has a mask in {mask_folder}")
-        self.classes = {}
-        if boxes:
-            self.classes["labels"] = class_list(sorted({name for _, name, _ in rows}), names, where=where)
-        if masks:
-            given = VOC_MASK_CLASSES if mask_names is None else mask_names
-            self.classes["mask"] = mask_list(given, None, where=f"{where}: masks")
-        self._files, self._mask_files = np.array(files), np.array(mask_files)
-        self._sizes = np.array(sizes, np.int32)
-        self._table = _table(counts, rows, self.classes.get("labels", []))
+        devkit = inside(root, folder, where="data set voc: folder")
+        inside(devkit, mask_folder, where="data set voc: mask_folder")
+        kind = lists or ("Main" if boxes == "required" else "Segmentation")
+        files = [_list_file(devkit, item, kind) for item in sets]
+        super().__init__(
+            devkit,
+            [ImageList(home, file, boxes, masks) for home, file in files],
+            where=f"{devkit} ({', '.join(sets)})",
+            suffix=suffix,
+            mask_folder=mask_folder,
+            names=names,
+            mask_names=VOC_MASK_CLASSES if mask_names is None else mask_names,
+        )
+        self.boxes, self.masks = boxes, masks
 
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def image_id(self, index: int) -> str:
-        """The file's stem, such as ``2007_000063``."""
-        return Path(str(self._files[index])).stem
-
-    def target(self, index: int) -> Arrays:
-        """See `Dataset.target`."""
-        return self._table.target(index) if self._sizes[index].any() else {}
-
-    def read(self, index: int) -> Sample:
-        """See `Dataset.read`.
-
-        Raises:
-            DataError: The image or its mask is damaged, they differ in size, or as `read_mask`.
-        """
-        path, target = self.devkit / str(self._files[index]), self.target(index)
-        height, width = (int(n) for n in self._sizes[index])
-        image = read_sized(path, (height, width)) if height else read_image(path)
-        if self._mask_files[index]:
-            mask_path = self.devkit / str(self._mask_files[index])
-            mask = target["mask"] = read_mask(mask_path, len(self.classes["mask"]))
-            if not height and image.shape[:2] != mask.shape == image.shape[1::-1]:
-                image = read_sized(path, (mask.shape[0], mask.shape[1]))  # drawn on the stored pixels, maybe
-            if mask.shape != image.shape[:2]:
-                sizes = [f"{shape[1]}x{shape[0]}" for shape in (mask.shape, image.shape)]
-                raise DataError(f"{mask_path}: the mask is {sizes[0]}, its image {path.name} is {sizes[1]}")
-        return Sample(image, target, self.image_id(index))
-
-    def _annotation(self, path: Path) -> tuple[tuple[int, int], list[Row]]:
-        tree = parse_xml(path)
-        size = stated_size(tree, path)
-        rows = []
-        for number, item in enumerate(tree.findall("object"), 1):
-            try:
-                rows.append(_object(item, number, size, path))
-            except DataError as error:
-                self._leave_out(error)
-        return size, rows
-
-    def _leave_out(self, error: DataError) -> None:
-        if not self._skip:
-            raise error
-        self.problems.append(str(error))
+    def read(self) -> Records:
+        """See `VocLists.read`; what is optional must not be missing everywhere."""
+        records = super().read()
+        count, source = len(records.pictures), records.files[0]
+        for kind, need, what, there in (
+            ("annotation_missing", self.boxes, "an xml in Annotations", [p.annotation for p in records.pictures]),
+            ("mask_missing", self.masks, f"a mask in {self.mask_folder}", [p.mask for p in records.pictures]),
+        ):
+            if need == "optional" and not any(there):
+                text = f"none of {count} images has {what}"
+                records.add_problem(kind, source, text, where=self.where, fatal=True)
+        return records
 
 
-def _read_lists(devkit: Path, sets: Sequence[str], lists: str, where: str) -> list[tuple[Path, str]]:
-    listed: list[tuple[Path, str]] = []
-    for item in sets:
-        home, path = list_file(devkit, item, lists)
-        stems = read_stems(path)
-        for stem in stems:
-            inside(home, stem, where=str(path))
-        listed += [(home, stem) for stem in stems]
-    if len(set(listed)) != len(listed):
-        twice = next(stem for (_, stem), times in Counter(listed).items() if times > 1)
-        raise DataError(f"{where}: image '{twice}' is listed twice")
-    homes: dict[str, Path] = {}
-    for home, stem in listed:
-        if homes.setdefault(stem, home) != home:
-            raise DataError(f"{home}: image '{stem}' has the name of one in {homes[stem]}; rename one of them")
-    return listed
-
-
-def list_file(devkit: Path, item: str, folder: str) -> tuple[Path, Path]:
+def _list_file(devkit: Path, item: str, folder: str) -> tuple[Path, Path]:
     """The folder of images and the list file that one of ``sets`` names.
 
     Raises:
@@ -196,92 +342,3 @@ def read_stems(path: Path) -> list[str]:
     """The images that a list names."""
     # per-class lists carry a second column of 1, 0 and -1
     return [line.split()[0] for line in path.read_text("utf-8-sig", errors="replace").splitlines() if line.strip()]
-
-
-def _find_mask(home: Path, relative: str, need: Need | None) -> str:
-    """The mask's path below the devkit; empty where there is none, or none is wanted."""
-    path = home / relative
-    if need and path.is_file():
-        return str(path.relative_to(home.parent))
-    if need != "required":
-        return ""
-    folder, others = relative.split("/")[0], [p.name for p in home.iterdir()]
-    raise DataError(f"{path}: no such mask{'' if folder in others else near(folder, others)}")
-
-
-def parse_xml(path: Path) -> Any:
-    """The root element of an annotation.
-
-    Raises:
-        DataError: The file is missing, no xml, or one that harms its reader.
-    """
-    try:
-        return fromstring(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the annotation ({error.strerror})") from None
-    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
-        raise DataError(f"{path}: not a safe, well-formed xml ({' '.join(str(error).split())[:120]})") from None
-
-
-def stated_size(tree: Any, path: Path) -> tuple[int, int]:
-    """(H, W) of the image as its annotation states it.
-
-    Raises:
-        DataError: It states none, or what no image can have.
-    """
-    height, width = _number(tree, "size/height", path), _number(tree, "size/width", path)
-    if min(height, width) < 1 or max(height, width) > 1e6:
-        raise DataError(f"{path}: size {width:g}x{height:g} is not an image's")
-    return int(height), int(width)
-
-
-def stated_object(item: Any, number: int, path: Path) -> tuple[str, list[float], bool]:
-    """Name, box and ``difficult`` of an annotation's object, the box as the file has it.
-
-    Args:
-        item: The element.
-        number: Its place among the objects, from 1, for messages.
-        path: Of the file, likewise.
-
-    Raises:
-        DataError: It has no name, or a corner is no number.
-    """
-    name = (item.findtext("name") or "").strip()
-    if not name:
-        raise DataError(f"{path}: object {number} has no name")
-    place = f"{path}: object {number} '{name}'"
-    box = [_number(item, f"bndbox/{key}", place) for key in ("xmin", "ymin", "xmax", "ymax")]
-    return name, box, (item.findtext("difficult") or "0").strip() == "1"
-
-
-def _object(item: Any, number: int, size: tuple[int, int], path: Path) -> Row:
-    name, (x1, y1, x2, y2), difficult = stated_object(item, number, path)
-    place = f"{path}: object {number} '{name}'"
-    for low, high, axis in ((x1, x2, "x"), (y1, y2, "y")):
-        if low >= high:
-            sign = ">" if low > high else "="
-            raise DataError(f"{place}: {axis}min {low:g} {sign} {axis}max {high:g}")
-    # VOC counts pixels from 1 and includes the last: here, and only here, that ends
-    box = [max(x1 - 1, 0), max(y1 - 1, 0), min(x2, size[1]), min(y2, size[0])]
-    if box[0] >= box[2] or box[1] >= box[3]:
-        raise DataError(f"{place}: box {x1:g} {y1:g} {x2:g} {y2:g} lies outside the {size[1]:g}x{size[0]:g} image")
-    return box, name, difficult
-
-
-def _number(tree: Any, tag: str, place: object) -> float:
-    text = (tree.findtext(tag) or "").strip()
-    if not re.fullmatch(r"[-+]?\d{1,9}(\.\d+)?([eE][-+]?\d)?", text):
-        raise DataError(f"{place}: {tag}: expected a number, got '{text[:40]}'")
-    return float(text)
-
-
-def _table(counts: Sequence[int], rows: Sequence[Row], names: Sequence[str]) -> BoxTable:
-    ids = {name: index for index, name in enumerate(names)}
-    boxes: NDArray[np.float32] = np.array([box for box, _, _ in rows], np.float32).reshape(-1, 4)
-    return BoxTable(
-        np.array(counts, np.int64),
-        boxes,
-        np.array([ids[name] for _, name, _ in rows], np.int64),
-        np.array([difficult for _, _, difficult in rows], np.bool_),
-        (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
-    )

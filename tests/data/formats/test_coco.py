@@ -12,6 +12,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from mnv2det.config import BadData
+from mnv2det.data.formats.base import RecordsDataset
 from mnv2det.data.formats.coco import COCO
 from mnv2det.errors import ConfigError, DataError
 from mnv2det.structures import VOC_MASK_CLASSES
@@ -46,8 +47,8 @@ def write(
     (folder / JSON).write_text(json.dumps(data), "utf-8")
 
 
-def load(folder: Path, *, bad_data: BadData = BadData.stop, **arguments: Any) -> COCO:
-    return COCO(root=folder, bad_data=bad_data, annotations=JSON, images="images", **arguments)
+def load(folder: Path, *, bad_data: BadData = BadData.stop, **arguments: Any) -> RecordsDataset:
+    return COCO(root=folder, annotations=JSON, images="images", **arguments).dataset(bad_data)
 
 
 def message(folder: Path, **arguments: Any) -> str:
@@ -171,11 +172,11 @@ def test_category_not_among_the_given_names(tmp_path: Path):
         ([], "categories: no classes in it"),
         ([category(1, "")], "categories: class names must be different and not empty, got ['']"),
         ([category(1), category(2)], "categories: class names must be different and not empty, got ['cat', 'cat']"),
-        ([category(1, "a"), category(1, "b")], "categories: an id occurs twice"),
-        ([{"id": 1}], "categories: expected entries of id and name"),
-        (["cat"], "categories: expected entries of id and name"),
-        ([{"id": "1", "name": "a"}], "categories: an id is no whole number, or a name no string"),
-        ([{"id": True, "name": "a"}], "categories: an id is no whole number, or a name no string"),
+        ([category(1, "a"), category(1, "b")], "categories[1]: the id 1 occurs twice"),
+        ([{"id": 1}], "categories[0]: name None: expected a string"),
+        (["cat"], "categories[0]: expected keys, got cat"),
+        ([{"id": "1", "name": "a"}], "categories[0]: id 1: expected a whole number"),
+        ([{"id": True, "name": "a"}], "categories[0]: id True: expected a whole number"),
     ],
 )
 def test_broken_categories(tmp_path: Path, categories: list[Any], expected: str):
@@ -226,7 +227,7 @@ def test_annotation_without_id_is_named_by_its_place(tmp_path: Path):
 
 def test_annotation_that_is_no_mapping(tmp_path: Path):
     write(tmp_path, ["what"])
-    assert message(tmp_path) == "annotations[0]: expected keys, got what"
+    assert message(tmp_path) == "annotation [0]: expected keys, got what"
 
 
 @pytest.mark.parametrize(
@@ -302,13 +303,13 @@ def test_json_that_is_not_coco(tmp_path: Path, content: str):
     ("images", "expected"),
     [
         ([], "no images in it"),
-        ([image(1), image(1)], "an image id occurs twice"),
-        ([{"id": 1}], "images[0]: expected id, file_name, height and width"),
-        ([image(1), "x"], "images[1]: expected id, file_name, height and width"),
-        ([image(1, height=0)], "images[0]: id, height and width must be whole numbers, file_name a string"),
-        ([image(1, width="60")], "images[0]: id, height and width must be whole numbers, file_name a string"),
-        ([image(1, file_name=7)], "images[0]: id, height and width must be whole numbers, file_name a string"),
-        ([image(1, id=None)], "images[0]: id, height and width must be whole numbers, file_name a string"),
+        ([image(1), image(1)], "images[1]: the id 1 occurs twice"),
+        ([{"id": 1}], "images[0]: height None, width None: expected whole numbers of pixels"),
+        ([image(1), "x"], "images[1]: expected keys, got x"),
+        ([image(1, height=0)], "images[0]: height 0, width 60: expected whole numbers of pixels"),
+        ([image(1, width="sixty")], "images[0]: height 40, width sixty: expected whole numbers of pixels"),
+        ([image(1, file_name=7)], "images[0]: file_name 7: expected a string"),
+        ([image(1, id=None)], "images[0]: id None: expected a whole number"),
     ],
 )
 def test_broken_images(tmp_path: Path, images: list[Any], expected: str):
@@ -327,7 +328,7 @@ def test_config_paths_cannot_leave_the_root(tmp_path: Path, key: str):
     write(tmp_path, [])
     paths = {"annotations": JSON, "images": "images", key: "../x"}
     with pytest.raises(DataError, match=rf"^data set coco: {key}: path '\.\./x' leaves the data folder"):
-        COCO(root=tmp_path, bad_data=BadData.stop, **paths)
+        COCO(root=tmp_path, **paths)
 
 
 # pictures
@@ -459,8 +460,8 @@ def test_no_masks_unless_asked_for(tmp_path: Path):
 @pytest.mark.parametrize(
     ("segmentation", "expected"),
     [
-        (None, "annotation 1 (image 1): no segmentation, but masks are wanted"),
-        ([], "annotation 1 (image 1): no segmentation, but masks are wanted"),
+        (None, "annotation 1: no segmentation, but masks are wanted"),
+        ([], "annotation 1: no segmentation, but masks are wanted"),
         ([[1, 2, 3, 4]], "annotation 1: segmentation: not polygons or a run-length mask (a polygon of 4 numbers;"),
         (
             {"size": [40, 60], "counts": [7]},
@@ -561,7 +562,7 @@ ARGUMENTS: dict[str, Any] = {"annotations": "annotations/instances_val2017.json"
 
 @pytest.mark.shared
 def test_hundred_real_images(shared: Path):
-    data = COCO(root=shared / "coco100", bad_data=BadData.stop, **ARGUMENTS)
+    data = COCO(root=shared / "coco100", **ARGUMENTS).dataset()
     targets = [data.target(index) for index in range(len(data))]
     assert len(data) == 100
     assert sum(len(target["boxes"]) for target in targets) == 712
@@ -575,17 +576,17 @@ def test_hundred_real_images(shared: Path):
 @pytest.mark.shared
 @pytest.mark.parametrize(("masks", "classes"), [("coco", 81), ("voc", 21)])
 def test_hundred_real_masks(shared: Path, masks: str, classes: int):
-    data = COCO(root=shared / "coco100", bad_data=BadData.stop, masks=masks, **ARGUMENTS)
+    data = COCO(root=shared / "coco100", masks=masks, **ARGUMENTS).dataset()
     assert len(data.classes["mask"]) == classes
     assert_dataset(data, most=100)
     if masks == "voc":
-        kept = COCO(root=shared / "coco100", bad_data=BadData.stop, masks=masks, least_pixels=1001, **ARGUMENTS)
+        kept = COCO(root=shared / "coco100", masks=masks, least_pixels=1001, **ARGUMENTS).dataset()
         assert 50 < len(kept) < 100
 
 
 @pytest.mark.shared
 def test_real_regions_have_the_pixels_and_areas_of_their_annotations(shared: Path):
-    data = COCO(root=shared / "coco100", bad_data=BadData.stop, masks="coco", **ARGUMENTS)
+    data = COCO(root=shared / "coco100", masks="coco", **ARGUMENTS).dataset()
     oracle = pycocotools.coco.COCO(shared / "coco100" / ARGUMENTS["annotations"])
     alone = stated = covered = 0
     for index in range(len(data)):

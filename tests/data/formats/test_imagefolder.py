@@ -8,6 +8,7 @@ import pytest
 
 from mnv2det.config import BadData
 from mnv2det.data.fit import fit
+from mnv2det.data.formats.base import RecordsDataset
 from mnv2det.data.formats.imagefolder import ImageFolder
 from mnv2det.data.transforms import inception
 from mnv2det.errors import ConfigError, DataError
@@ -26,8 +27,12 @@ def collection(root: Path) -> Path:
     return root
 
 
+def labels_of(data: RecordsDataset) -> list[int]:
+    return [int(data.target(index)["label"]) for index in range(len(data))]
+
+
 def test_a_folder_is_a_class(tmp_path: Path):
-    data = ImageFolder(root=collection(tmp_path), images="pictures")
+    data = ImageFolder(root=collection(tmp_path), images="pictures").dataset()
     assert data.classes == {"label": ["cat", "dog"]}
     assert [data.image_id(index) for index in range(len(data))] == [
         "cat/a.png",
@@ -35,7 +40,7 @@ def test_a_folder_is_a_class(tmp_path: Path):
         "dog/1.png",
         "dog/2.PNG",
     ]
-    assert [int(data.target(index)["label"]) for index in range(len(data))] == [0, 0, 1, 1]
+    assert labels_of(data) == [0, 0, 1, 1]
     assert data.read(1).image.shape == (22, 30, 3)
     assert data.problems == []
     assert_dataset(data)
@@ -43,40 +48,40 @@ def test_a_folder_is_a_class(tmp_path: Path):
 
 def test_names_say_the_order_and_synsets_what_folders_are_called(tmp_path: Path):
     root = collection(tmp_path)
-    data = ImageFolder(root=root, images="pictures", names=("dog", "bird", "cat"))
-    assert sorted(int(label) for label in data.labels) == [0, 0, 2, 2]
+    data = ImageFolder(root=root, images="pictures", names=("dog", "bird", "cat")).dataset()
+    assert sorted(labels_of(data)) == [0, 0, 2, 2]
     (root / "synsets.txt").write_text("dog a good one\ncat tabby, tabby cat\n")
-    data = ImageFolder(root=root, images="pictures", synsets="synsets.txt")
+    data = ImageFolder(root=root, images="pictures", synsets="synsets.txt").dataset()
     assert data.classes == {"label": ["a good one", "tabby, tabby cat"]}
-    assert sorted(int(label) for label in data.labels) == [0, 0, 1, 1]
+    assert sorted(labels_of(data)) == [0, 0, 1, 1]
     names = ("x", "tabby, tabby cat", "a good one")
-    data = ImageFolder(root=root, images="pictures", synsets="synsets.txt", names=names)
-    assert sorted(int(label) for label in data.labels) == [1, 1, 2, 2]
+    data = ImageFolder(root=root, images="pictures", synsets="synsets.txt", names=names).dataset()
+    assert sorted(labels_of(data)) == [1, 1, 2, 2]
     with pytest.raises(ConfigError, match="class 'a good one' is none of the 1 given"):
-        ImageFolder(root=root, images="pictures", synsets="synsets.txt", names=("tabby, tabby cat",))
+        ImageFolder(root=root, images="pictures", synsets="synsets.txt", names=("tabby, tabby cat",)).dataset()
 
 
 def test_mistakes_name_the_folder_and_the_file(tmp_path: Path):
     root = collection(tmp_path)
     with pytest.raises(DataError, match=r"pictures/dog: no class of that name; did you mean 'dogs'"):
-        ImageFolder(root=root, images="pictures", names=("cat", "dogs"))
-    data = ImageFolder(root=root, images="pictures", names=("cat", "dogs"), bad_data=BadData.skip)
+        ImageFolder(root=root, images="pictures", names=("cat", "dogs")).dataset()
+    data = ImageFolder(root=root, images="pictures", names=("cat", "dogs")).dataset(BadData.skip)
     assert len(data) == 2
     assert "dog: no class of that name" in data.problems[0]
     with pytest.raises(DataError, match="nowhere: no such folder; expected one folder per class"):
-        ImageFolder(root=root, images="nowhere")
+        ImageFolder(root=root, images="nowhere").dataset()
     with pytest.raises(DataError, match="imagefolder: images"):
-        ImageFolder(root=root, images="../..")
+        ImageFolder(root=root, images="../..").dataset()
     (root / "empty").mkdir()
     with pytest.raises(DataError, match="no pictures in folders of classes"):
-        ImageFolder(root=root, images="empty")
+        ImageFolder(root=root, images="empty").dataset()
     for text in ("dog\n", "dog a\ndog b\n"):
         (root / "synsets.txt").write_text(text)
         with pytest.raises(DataError, match=r"synsets\.txt, line \d: expected FOLDER NAME"):
-            ImageFolder(root=root, images="pictures", synsets="synsets.txt")
+            ImageFolder(root=root, images="pictures", synsets="synsets.txt").dataset()
     (root / "pictures" / "cat" / "a.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"cat/a\.png: not an image"):
-        ImageFolder(root=root, images="pictures").read(0)
+        ImageFolder(root=root, images="pictures").dataset().read(0)
 
 
 @pytest.mark.parametrize("size", [(480, 640), (300, 200), (50, 50), (1, 400)])
@@ -97,7 +102,7 @@ def test_the_middle_is_shown(size: tuple[int, int]):
 
 
 def test_augmentation_is_a_function_of_the_seed(tmp_path: Path):
-    sample = ImageFolder(root=collection(tmp_path), images="pictures").read(0)
+    sample = ImageFolder(root=collection(tmp_path), images="pictures").dataset().read(0)
     sample.image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
     transform = inception(Preprocess((32, 48)))
     first, again, other = (transform(sample, seed) for seed in (1, 1, 2))

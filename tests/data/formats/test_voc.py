@@ -9,6 +9,7 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 from mnv2det.config import BadData
+from mnv2det.data.formats.base import RecordsDataset
 from mnv2det.data.formats.voc import VOC
 from mnv2det.errors import ConfigError, DataError
 from mnv2det.structures import VOC_MASK_CLASSES
@@ -35,8 +36,8 @@ def write(root: Path, files: dict[str, str], *, year: str = "VOC2007", listed: s
     (home / "ImageSets" / "Main" / "train.txt").write_text("\n".join(files) if listed is None else listed, "utf-8")
 
 
-def load(root: Path, *sets: str, bad_data: BadData = BadData.stop, **arguments: Any) -> VOC:
-    return VOC(root=root, bad_data=bad_data, sets=sets or ("VOC2007/train",), **arguments)
+def load(root: Path, *sets: str, bad_data: BadData = BadData.stop, **arguments: Any) -> RecordsDataset:
+    return VOC(root=root, sets=sets or ("VOC2007/train",), **arguments).dataset(bad_data)
 
 
 def message(root: Path, *sets: str, **arguments: Any) -> str:
@@ -112,7 +113,7 @@ def test_joined_sets_come_one_after_the_other(tmp_path: Path):
 
 def test_image_listed_twice_is_refused(tmp_path: Path):
     write(tmp_path, {"a": annotation(item())})
-    expected = "DEVKIT (VOC2007/train, VOC2007/train): image 'a' is listed twice"
+    expected = "ImageSets/Main/train.txt: image 'a' is listed twice"
     assert message(tmp_path, "VOC2007/train", "VOC2007/train") == expected
 
 
@@ -173,7 +174,7 @@ def test_given_names_set_the_order(tmp_path: Path):
 
 def test_name_not_among_the_given(tmp_path: Path):
     write(tmp_path, {"a": annotation(item("dgo"))})
-    expected = "DEVKIT (VOC2007/train): class 'dgo' is not among the 2 expected; did you mean 'dog'?"
+    expected = "Annotations/a.xml: object 1: class 'dgo' is not among the 2 expected; did you mean 'dog'?"
     assert message(tmp_path, names=("dog", "ant")) == expected
 
 
@@ -319,7 +320,7 @@ def write_masks(root: Path, *stems: str, pictures: tuple[str, ...] = ("a", "b"),
         Image.fromarray(mask).save(root / HOME / f"SegmentationClass/{stem}.png")
 
 
-def read_error(data: VOC, index: int = 0) -> str:
+def read_error(data: RecordsDataset, index: int = 0) -> str:
     with pytest.raises(DataError) as error:
         data.read(index)
     assert "\n" not in str(error.value)
@@ -511,18 +512,18 @@ def test_any_xml_gives_a_data_set_or_a_data_error(tmp_path: Path, content: bytes
 @pytest.mark.shared
 def test_blood_cells_name_their_two_boxes_without_area(shared: Path):
     lists = ("BCCD/train", "BCCD/val")
-    data = VOC(root=shared / "bccd", bad_data=BadData.skip, sets=lists)
+    data = VOC(root=shared / "bccd", sets=lists).dataset(BadData.skip)
     assert len(data.problems) == 2
     assert all(" = " in problem and ".xml: object " in problem for problem in data.problems)
     assert data.classes == {"labels": ["Platelets", "RBC", "WBC"]}
     with pytest.raises(DataError) as error:
-        VOC(root=shared / "bccd", bad_data=BadData.stop, sets=lists)
+        VOC(root=shared / "bccd", sets=lists).dataset(BadData.stop)
     assert str(error.value) == data.problems[0]
 
 
 @pytest.mark.shared
 def test_hundred_real_images(shared: Path):
-    data = VOC(root=shared / "voc100", bad_data=BadData.stop, sets=("VOC2012/val",))
+    data = VOC(root=shared / "voc100", sets=("VOC2012/val",)).dataset(BadData.stop)
     assert len(data) == 100
     assert sum(len(data.target(index)["boxes"]) for index in range(len(data))) == 273
     assert len(data.classes["labels"]) == 20
@@ -548,7 +549,7 @@ CAMVID = (
 @pytest.mark.parametrize(("split", "images"), [("train", 367), ("val", 101)])
 def test_street_scenes(shared: Path, split: str, images: int):
     arguments: dict[str, Any] = {"boxes": None, "masks": "required", "mask_names": CAMVID}
-    data = VOC(root=shared / "camvid", bad_data=BadData.stop, sets=(f"CamVid/{split}",), **arguments)
+    data = VOC(root=shared / "camvid", sets=(f"CamVid/{split}",), **arguments).dataset(BadData.stop)
     assert len(data) == images
     assert data.classes == {"mask": list(CAMVID)}
     counts, skies, upper = np.zeros(256, np.int64), 0, 0
@@ -571,7 +572,7 @@ def test_street_scenes(shared: Path, split: str, images: int):
 
 @pytest.mark.shared
 def test_real_palette_mask_lies_on_its_objects(shared: Path):
-    data = VOC(root=shared / "voc100", bad_data=BadData.stop, sets=("VOC2012/val",), masks="optional")
+    data = VOC(root=shared / "voc100", sets=("VOC2012/val",), masks="optional").dataset(BadData.stop)
     masked = [index for index in range(len(data)) if "mask" in data.read(index).target]
     assert [data.image_id(index) for index in masked] == ["2007_000063"]
     target = data.read(masked[0]).target
