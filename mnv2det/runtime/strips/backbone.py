@@ -185,12 +185,12 @@ def _compute_strip(
         ``out``.
     """
     final, height = chain[-1], sizes[len(chain) - 1][0]
-    rows = Strip(x, 0, height)
+    rows, strip = final.shape.expanded_rows(start, stop, height), Strip(x, 0, height)
     if len(chain) > 1:
-        outer, _ = final.shape.rows(start, stop, height)
+        outer = final.shape.input_rows(rows, height)
         before = _compute_strip(chain[:-1], sizes, x, outer.start, outer.stop, splits)
-        rows = Strip(before, outer.start, height)
+        strip = Strip(before, outer.start, height)
     if out is None:
         out = x.new_empty(len(x), stop - start, sizes[len(chain)][1], final.shape.outputs)
-    final.compute(rows, start, stop, splits, out, expanded)
+    final.compute(strip, start, stop, rows, splits, out, expanded)
     return out

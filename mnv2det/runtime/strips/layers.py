@@ -174,13 +174,13 @@ class Bottleneck:
         """
         if isinstance(self.expansion, Pointwise):
             return self.expansion(x.rows(rows.start, rows.stop), start, stop)
-        outer = self.shape.expansion.rows(rows.start, rows.stop, x.height)
+        outer = self.shape.input_rows(rows, x.height)
         padded = self.expansion.pad(x.rows(outer.start, outer.stop), outer)
         stop = self.shape.hidden if stop is None else stop
         return self.expansion(padded, outer, rows.inside, x.values.shape[2], start, stop)
 
     def compute(
-        self, x: Strip, start: int, stop: int, splits: int, out: Tensor, expanded: Tensor | None = None
+        self, x: Strip, start: int, stop: int, rows: Rows, splits: int, out: Tensor, expanded: Tensor | None = None
     ) -> None:
         """Writes some rows of the output: F(x) of the paper's section 5.1.
 
@@ -188,6 +188,7 @@ class Bottleneck:
             x: The rows of the input that they need, or more.
             start: First row.
             stop: Row behind the last.
+            rows: Rows of the expanded tensor that they need.
             splits: Parts that the expanded channels are computed in.
             out: (B, stop - start, W', outputs), contiguous; is written to.
             expanded: The whole expanded tensor, if it was computed before.
@@ -195,7 +196,6 @@ class Bottleneck:
         assert self.depthwise is not None
         assert self.project is not None
         hidden, width = self.shape.hidden, self.shape.expansion.size(x.values.shape[2])
-        _, rows = self.shape.rows(start, stop, x.height)
         size = part_of(hidden, splits)
         for low in range(0, hidden, size):
             high = min(low + size, hidden)

@@ -222,7 +222,8 @@ def _strip_cost(
             width = shape.expansion.size(size[1])
             if not shape.outputs:
                 return 0, float(shape.expanded_values(size) * shape.inputs)
-            outer, inner = shape.rows(start, stop, size[0])
+            inner = shape.expanded_rows(start, stop, size[0])
+            outer = shape.input_rows(inner, size[0])
             part, count = part_of(shape.hidden, parts), stop - start
             depthwise = _computed_rows(shape.depthwise, inner, count, width) * out_width * part
             copied = needs_copy(shape.depthwise, inner, width)

@@ -95,14 +95,13 @@ class BottleneckShape(NamedTuple):
         height, width = self.expanded_size(size)
         return self.depthwise.size(height), self.depthwise.size(width)
 
-    def rows(self, start: int, stop: int, height: int) -> tuple[Rows, Rows]:
-        """What the output's rows from ``start`` to ``stop`` need of an input of this height.
+    def expanded_rows(self, start: int, stop: int, height: int) -> Rows:
+        """Rows of the expanded tensor that output rows ``start`` to ``stop`` need, for an input of this height."""
+        return self.depthwise.rows(start, stop, self.expansion.size(height))
 
-        Returns:
-            The rows of the input and those of the expanded tensor.
-        """
-        expanded = self.depthwise.rows(start, stop, self.expansion.size(height))
-        return self.expansion.rows(expanded.start, expanded.stop, height), expanded
+    def input_rows(self, expanded: Rows, height: int) -> Rows:
+        """Rows of an input of this height that these rows of the expanded tensor need."""
+        return self.expansion.rows(expanded.start, expanded.stop, height)
 
     def expanded_values(self, size: Size) -> int:
         """Values of the expanded tensor for an input of this size."""
