@@ -84,7 +84,7 @@ def detect(
     if softmax:
         values = values - values.max(axis=-1, keepdims=True)
         values = values - np.log(np.exp(values).sum(axis=-1, keepdims=True))
-    found, best, labels = class_nms(
+    kept, best, labels = class_nms(
         lambda rows: clip_boxes(compute(rows), used),
         values,
         score_threshold=settings.least_logit(softmax=softmax),
@@ -94,7 +94,7 @@ def detect(
     )
     scores = torch.from_numpy(np.exp(best)) if softmax else torch.from_numpy(best).sigmoid()
     factor = np.array([size[1] / used[1], size[0] / used[0]] * 2, np.float32)
-    return Detections(torch.from_numpy(clip_boxes(found * factor, size)), scores, torch.from_numpy(labels))
+    return Detections(torch.from_numpy(clip_boxes(kept * factor, size)), scores, torch.from_numpy(labels))
 
 
 def detect_in_graph(
