@@ -11,7 +11,7 @@ help:
 	@echo "make setup        virtual environment in .venv, pinned by constraints.txt"
 	@echo "make demo         trains, measures and draws on made-up pictures"
 	@echo "make lint         ruff, mypy, import layers"
-	@echo "make quick        lint, and the tests without processes, training and exports (under a minute)"
+	@echo "make quick        lint, and the tests without processes, training, exports and long computing"
 	@echo "make test         lint, and every test but the slow ones and those on real data"
 	@echo "make test-shared  the tests on real data in ../shared/data"
 	@echo "make test-slow    the tests that take minutes each"
@@ -36,7 +36,7 @@ demo: setup
 TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 quick: setup lint
-	$(TEST) -m "not process and not training and not export and not slow and not shared"
+	$(TEST) -m "not process and not training and not export and not heavy and not slow and not shared"
 
 test: setup lint
 	$(TEST) -m "not slow and not shared"

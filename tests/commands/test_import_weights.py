@@ -19,6 +19,8 @@ from mnv2det.models.model import Model
 from mnv2det.models.weight_file import read_header, read_weights
 from mnv2det.structures import Preprocess
 
+pytestmark = pytest.mark.heavy
+
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 

@@ -26,6 +26,8 @@ from mnv2det.ops.maps import enlarge
 from mnv2det.runtime.predictor import Predictor
 from mnv2det.structures import VOC_CLASSES, Preprocess
 
+pytestmark = pytest.mark.heavy
+
 HALF = (0.5, 0.5, 0.5)
 SIZE = 65
 RELEASE = "weights/deeplabv3_mnv2_pascal_quant.tflite"

@@ -20,6 +20,8 @@ from mnv2det.models.model import Model
 from mnv2det.models.weight_file import save_weights
 from mnv2det.structures import VOC_CLASSES, Preprocess
 
+pytestmark = pytest.mark.heavy
+
 HALF = (0.5, 0.5, 0.5)
 Outputs = tuple[Tensor, dict[str, Tensor]]
 

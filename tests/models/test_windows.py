@@ -21,6 +21,8 @@ from mnv2det.models.model import Model
 from mnv2det.models.windows import windows
 from mnv2det.structures import Detections, Fit, Frame, Preprocess, Segmentation
 
+pytestmark = pytest.mark.heavy
+
 SIZE = 65
 HEADS = {
     "det": {"name": "ssdlite", "args": {"extras": [16, 16], "init_std": None, "prior": None}},

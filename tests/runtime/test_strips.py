@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 import mnv2det.models  # noqa: F401 - registers
 from mnv2det.errors import ConfigError
-from mnv2det.export.graph import Raw, fold
+from mnv2det.export.graph import Raw
 from mnv2det.export.program import ExportMetadata
 from mnv2det.export.split import split_channels
 from mnv2det.models.build import assemble, from_file
@@ -33,6 +34,8 @@ from mnv2det.runtime.strips.rows import Window
 from mnv2det.runtime.torch_runtime import TorchSession
 from mnv2det.structures import Preprocess
 from mnv2det.testing import peak_memory
+
+pytestmark = pytest.mark.heavy
 
 ALL = ("stem", "block1", "block2.expand", "block4", "block7", "block14.expand", "block17", "last")
 PLAIN = ("last",)
@@ -71,6 +74,12 @@ def build(*tasks: str, size: tuple[int, int] = (64, 64), **backbone: Any) -> Mod
     return model.eval()
 
 
+@lru_cache(maxsize=2)
+def folded(model: Model, dtype: torch.dtype) -> Raw:
+    """Both types of the last model, for folding takes longer than computing."""
+    return Raw(model, dtype)
+
+
 def compare(model: Model, size: tuple[int, int], taps: tuple[str, ...], batch: int = 1, **way: Any) -> Plan:
     """Holds the memory-efficient features against those of the folded model.
 
@@ -78,16 +87,16 @@ def compare(model: Model, size: tuple[int, int], taps: tuple[str, ...], batch: i
     """
     images = torch.randn(batch, 3, *size)
     for dtype in (torch.float64, torch.float32):
-        model = model.to(dtype)
-        saving = memory_efficient(model, **way)
+        plain = folded(model, dtype)
+        strips = memory_efficient(plain, **way).model.backbone
         with torch.no_grad():
-            found = saving.backbone(images.to(dtype), taps)
-            wanted = fold(model).backbone(images.to(dtype), taps)
+            found = strips(images.to(dtype), taps)
+            wanted = plain.model.backbone(images.to(dtype), taps)
         assert list(found) == list(wanted)
         for tap, value in wanted.items():
             assert_same_numbers(found[tap], value, tap)
-    assert isinstance(saving.backbone, StripBackbone)
-    return saving.backbone.plan(size, taps, batch=batch)
+    assert isinstance(strips, StripBackbone)
+    return strips.plan(size, taps, batch=batch)
 
 
 def images_of(size: int, batch: int = 1) -> Tensor:
