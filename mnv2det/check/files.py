@@ -14,7 +14,7 @@ from PIL import Image
 
 from mnv2det.check.pool import printed
 from mnv2det.data.dataset import Arrays, Dataset
-from mnv2det.data.duplicates import Look, look_at
+from mnv2det.data.duplicates import Fingerprint, fingerprint_of
 from mnv2det.data.images import DAMAGED, EXTENSIONS, LARGEST_FILE, decode_image
 from mnv2det.data.masks import read_ids
 from mnv2det.errors import DataError
@@ -47,7 +47,7 @@ class PictureFacts(NamedTuple):
         complaint: What the decoder printed about a picture that it did read.
         size: (H, W), upright as it is trained on.
         stored: (H, W) before EXIF rotation.
-        look: To compare it with others.
+        fingerprint: To compare it with others.
         mask: Of its mask, if it has one.
         target: The annotation, of a data set whose files are not known.
     """
@@ -56,7 +56,7 @@ class PictureFacts(NamedTuple):
     complaint: str = ""
     size: tuple[int, int] | None = None
     stored: tuple[int, int] | None = None
-    look: Look | None = None
+    fingerprint: Fingerprint | None = None
     mask: MaskFacts | None = None
     target: Arrays | None = None
 
@@ -84,7 +84,7 @@ def _inspect_picture(path: Path) -> PictureFacts:
     complaint = " ".join(line for line in printed().split("\n") if not HARMLESS.search(line)).strip()[:120]
     size = (image.shape[0], image.shape[1])
     digest = hashlib.blake2b(data, digest_size=16).digest()
-    return PictureFacts(None, complaint, size, _stored_size(data) or size, look_at(image, digest))
+    return PictureFacts(None, complaint, size, _stored_size(data) or size, fingerprint_of(image, digest))
 
 
 def _stored_size(data: bytes) -> tuple[int, int] | None:
@@ -142,4 +142,4 @@ class DatasetInspector:
         mask = sample.target.pop("mask", None)
         mask_facts = None if mask is None else MaskFacts("", (mask.shape[0], mask.shape[1]), _counts(mask))
         digest = hashlib.blake2b(sample.image.tobytes(), digest_size=16).digest()
-        return PictureFacts(None, "", size, size, look_at(sample.image, digest), mask_facts, sample.target)
+        return PictureFacts(None, "", size, size, fingerprint_of(sample.image, digest), mask_facts, sample.target)

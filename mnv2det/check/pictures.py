@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mnv2det.check.files import PictureFacts
 from mnv2det.check.findings import Finding
 from mnv2det.check.split import Split, mask_counts
-from mnv2det.data.duplicates import NEAR, Looks, matches
+from mnv2det.data.duplicates import NEAR, Fingerprints, matches
 from mnv2det.data.formats.records import Picture
 from mnv2det.structures import IGNORE, VOC_MASK_CLASSES
 
@@ -103,26 +103,27 @@ def check_duplicates(splits: Sequence[Split], facts: Sequence[Sequence[PictureFa
 
     A leak is reported at the part that can best do without: train before val before test.
     """
-    looks = [Looks([fact.look for fact in part]) for part in facts]
+    fingerprints = [Fingerprints([fact.fingerprint for fact in part]) for part in facts]
     findings = []
-    for split, look in zip(splits, looks, strict=True):
-        for index, other in _found(matches(look)):
+    for split, own in zip(splits, fingerprints, strict=True):
+        for index, other in _pairs(matches(own)):
             findings.append(split.of_picture("image_duplicate", index, f"is {split.picture_name(other)}"))
     rank = {"train": 0, "val": 1, "test": 2}
     ordered = sorted(
-        (place for place, split in enumerate(splits) if split.role in rank), key=lambda p: rank[splits[p].role]
+        (number for number, split in enumerate(splits) if split.role in rank),
+        key=lambda number: rank[splits[number].role],
     )
     for a, b in itertools.combinations(ordered, 2):
         if splits[a].role == splits[b].role:
             continue
-        same = matches(looks[a], looks[b])
-        near = np.where(same < 0, matches(looks[a], looks[b], NEAR), -1)
-        for kind, found, verb in (("image_leak", same, "is"), ("image_near_leak", near, "is nearly")):
-            for index, other in _found(found):
+        same = matches(fingerprints[a], fingerprints[b])
+        near = np.where(same < 0, matches(fingerprints[a], fingerprints[b], NEAR), -1)
+        for kind, other_of, verb in (("image_leak", same, "is"), ("image_near_leak", near, "is nearly")):
+            for index, other in _pairs(other_of):
                 value = f"{verb} {splits[b].name}: {splits[b].picture_name(other)}"
                 findings.append(splits[a].of_picture(kind, index, value))
     return findings
 
 
-def _found(other: NDArray[np.int64]) -> list[tuple[int, int]]:
+def _pairs(other: NDArray[np.int64]) -> list[tuple[int, int]]:
     return [(int(index), int(other[index])) for index in np.flatnonzero(other >= 0)]

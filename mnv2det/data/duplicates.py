@@ -37,7 +37,7 @@ SAME = Tolerance(2.5, 7.5, 0.12)
 NEAR = Tolerance(4.0, 16.0, 0.2)
 
 
-class Look(NamedTuple):
+class Fingerprint(NamedTuple):
     """What a picture is known by: a digest of its file, a perceptual hash of 64 bits, a thumb of RGB bytes."""
 
     digest: bytes
@@ -45,7 +45,7 @@ class Look(NamedTuple):
     thumb: bytes
 
 
-def look_at(image: NDArray[np.uint8], digest: bytes) -> Look:
+def fingerprint_of(image: NDArray[np.uint8], digest: bytes) -> Fingerprint:
     """Hashes a picture.
 
     The hash is the usual one from the lowest frequencies of a 32x32 grey copy: which of them lie
@@ -62,19 +62,19 @@ def look_at(image: NDArray[np.uint8], digest: bytes) -> Look:
     low = cv2.dct(grey.astype(np.float32))[:8, :8].ravel()
     bits = low > np.median(low[1:])
     bits[0] = False  # the mean brightness says nothing
-    return Look(digest, int.from_bytes(np.packbits(bits).tobytes(), "big"), thumb.tobytes())
+    return Fingerprint(digest, int.from_bytes(np.packbits(bits).tobytes(), "big"), thumb.tobytes())
 
 
-class Looks:
-    """Looks of many pictures in flat arrays; None stands for a picture that could not be read."""
+class Fingerprints:
+    """Fingerprints of many pictures in flat arrays; None stands for a picture that could not be read."""
 
-    def __init__(self, looks: Sequence[Look | None]) -> None:
+    def __init__(self, fingerprints: Sequence[Fingerprint | None]) -> None:
         empty = bytes(THUMB * THUMB * 3)
-        self.digests = [look.digest if look else None for look in looks]
-        self.hashes = np.array([look.hash if look else 0 for look in looks], np.uint64)
-        thumbs = b"".join(look.thumb if look else empty for look in looks)
-        self.thumbs: NDArray[np.uint8] = np.frombuffer(thumbs, np.uint8).reshape(len(looks), len(empty))
-        parts = (self.thumbs[first : first + PAIRS] for first in range(0, len(looks), PAIRS))
+        self.digests = [item.digest if item else None for item in fingerprints]
+        self.hashes = np.array([item.hash if item else 0 for item in fingerprints], np.uint64)
+        thumbs = b"".join(item.thumb if item else empty for item in fingerprints)
+        self.thumbs: NDArray[np.uint8] = np.frombuffer(thumbs, np.uint8).reshape(len(fingerprints), len(empty))
+        parts = (self.thumbs[first : first + PAIRS] for first in range(0, len(fingerprints), PAIRS))
         self.flat = np.concatenate(
             [np.zeros(0, np.bool_), *(part.std(axis=1, dtype=np.float32) < FLAT for part in parts)]
         )
@@ -83,7 +83,7 @@ class Looks:
         return len(self.digests)
 
 
-def matches(rows: Looks, columns: Looks | None = None, tolerance: Tolerance = SAME) -> NDArray[np.int64]:
+def matches(rows: Fingerprints, columns: Fingerprints | None = None, tolerance: Tolerance = SAME) -> NDArray[np.int64]:
     """For every picture one of the others that shows the same.
 
     That is the first whose file is the same or else, by hashes and thumbs, the first that looks the
@@ -120,7 +120,7 @@ def matches(rows: Looks, columns: Looks | None = None, tolerance: Tolerance = SA
     return found
 
 
-def _equal_files(rows: Looks, columns: Looks, within: bool) -> NDArray[np.int64]:
+def _equal_files(rows: Fingerprints, columns: Fingerprints, within: bool) -> NDArray[np.int64]:
     found = np.full(len(rows), -1, np.int64)
     first: dict[bytes, int] = {}
     for index, digest in enumerate(columns.digests):
@@ -133,7 +133,7 @@ def _equal_files(rows: Looks, columns: Looks, within: bool) -> NDArray[np.int64]
 
 
 def _confirm(
-    looks: tuple[Looks, Looks],
+    fingerprints: tuple[Fingerprints, Fingerprints],
     pairs: tuple[NDArray[np.int64], NDArray[np.int64]],
     tolerance: Tolerance,
     found: NDArray[np.int64],
@@ -142,7 +142,7 @@ def _confirm(
     row, column = pairs
     for start in range(0, len(row), PAIRS):
         part = slice(start, start + PAIRS)
-        same = alike(looks[0].thumbs[row[part]], looks[1].thumbs[column[part]], tolerance)
+        same = alike(fingerprints[0].thumbs[row[part]], fingerprints[1].thumbs[column[part]], tolerance)
         # backwards, so that of several the first stays
         chosen, place = row[part][same][::-1], column[part][same][::-1]
         new = found[chosen] < 0

@@ -131,7 +131,7 @@ def test_no_file_breaks_the_look(tmp_path: Path, junk: bytes, place: int, keep: 
     (tmp_path / "a.jpg").write_bytes(good[:place] + junk + (good[place:] if keep else b""))
     (tmp_path / "a.png").write_bytes(lying_png(60, 40)[: place // 8] + junk)
     fact = inspect(PictureFiles(tmp_path / "a.jpg", tmp_path / "a.png"))
-    assert (fact.problem is None) == (fact.look is not None)
+    assert (fact.problem is None) == (fact.fingerprint is not None)
     assert fact.mask is not None
 
 

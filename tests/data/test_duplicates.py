@@ -6,11 +6,11 @@ import pytest
 from check_tools import jpeg, picture
 
 from mnv2det.data import duplicates
-from mnv2det.data.duplicates import NEAR, Look, Looks, look_at, matches
+from mnv2det.data.duplicates import NEAR, Fingerprint, Fingerprints, fingerprint_of, matches
 
 
-def look(image: np.ndarray, name: str = "") -> Look:
-    return look_at(image, name.encode() or hashlib.md5(image.tobytes()).digest())
+def look(image: np.ndarray, name: str = "") -> Fingerprint:
+    return fingerprint_of(image, name.encode() or hashlib.md5(image.tobytes()).digest())
 
 
 def again(image: np.ndarray, quality: int) -> np.ndarray:
@@ -35,12 +35,15 @@ def photo(seed: int, size: tuple[int, int] = (240, 320)) -> np.ndarray:
 )
 def test_the_same_picture_encoded_again_is_found(change):
     images = [photo(seed) for seed in range(12)]
-    rows, columns = Looks([look(change(image)) for image in images]), Looks([look(image) for image in images])
+    rows, columns = (
+        Fingerprints([look(change(image)) for image in images]),
+        Fingerprints([look(image) for image in images]),
+    )
     assert matches(rows, columns).tolist() == list(range(12))
 
 
 def test_different_pictures_are_not_found():
-    looks = Looks([look(photo(seed)) for seed in range(60)])
+    looks = Fingerprints([look(photo(seed)) for seed in range(60)])
     assert (matches(looks) == -1).all()
     assert (matches(looks, tolerance=NEAR) == -1).all()
 
@@ -48,7 +51,7 @@ def test_different_pictures_are_not_found():
 def test_a_second_exposure_is_near_but_not_the_same():
     image = photo(3)
     moved = np.roll(image, 2, axis=1)
-    rows, columns = Looks([look(moved)]), Looks([look(photo(9)), look(image)])
+    rows, columns = Fingerprints([look(moved)]), Fingerprints([look(photo(9)), look(image)])
     assert matches(rows, columns).tolist() == [-1]
     assert matches(rows, columns, NEAR).tolist() == [1]
 
@@ -61,20 +64,20 @@ def flats() -> list[np.ndarray]:
 
 
 def test_flat_and_dark_pictures_are_no_false_alarm():
-    looks = Looks([look(image, str(number)) for number, image in enumerate(flats())])
+    looks = Fingerprints([look(image, str(number)) for number, image in enumerate(flats())])
     assert (matches(looks) == -1).all()
-    assert (matches(looks, Looks([look(flats()[1], "other file")])) == -1).all()
+    assert (matches(looks, Fingerprints([look(flats()[1], "other file")])) == -1).all()
 
 
 def test_dark_pictures_are_told_apart_by_what_they_show():
     dark = [(photo(seed) // 8).astype(np.uint8) for seed in range(8)]
-    looks = Looks([look(image) for image in dark])
+    looks = Fingerprints([look(image) for image in dark])
     assert (matches(looks) == -1).all()
     assert matches(looks, looks).tolist() == list(range(8))
 
 
 def test_equal_files_match_even_if_flat():
-    looks = Looks([look(flats()[0], "a"), look(flats()[1], "b"), look(flats()[0], "a")])
+    looks = Fingerprints([look(flats()[0], "a"), look(flats()[1], "b"), look(flats()[0], "a")])
     assert matches(looks).tolist() == [-1, -1, 0]
 
 
@@ -82,31 +85,31 @@ def test_colours_tell_pictures_of_one_shape_apart():
     red, blue = (np.full((60, 60, 3), 200, np.uint8) for _ in range(2))
     red[15:45, 15:45] = (180, 40, 40)
     blue[15:45, 15:45] = (40, 40, 180)
-    assert matches(Looks([look(red)]), Looks([look(blue)])).tolist() == [-1]
+    assert matches(Fingerprints([look(red)]), Fingerprints([look(blue)])).tolist() == [-1]
 
 
 def test_unreadable_pictures_match_nothing():
-    looks = Looks([None, look(photo(1)), None])
+    looks = Fingerprints([None, look(photo(1)), None])
     assert matches(looks).tolist() == [-1, -1, -1]
     assert matches(looks, looks).tolist() == [-1, 1, -1]
 
 
 def test_nothing_to_compare():
-    some = Looks([look(photo(1))])
-    assert matches(Looks([])).tolist() == []
-    assert matches(some, Looks([])).tolist() == [-1]
+    some = Fingerprints([look(photo(1))])
+    assert matches(Fingerprints([])).tolist() == []
+    assert matches(some, Fingerprints([])).tolist() == [-1]
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 2, 2), (7, 5, 64)])
 def test_blocks_do_not_change_what_is_found(monkeypatch, sizes: tuple[int, int, int]):
     rng = np.random.default_rng(5)
     images = [photo(int(seed)) for seed in rng.integers(0, 9, 30)]
-    looks = Looks([look(again(image, 60 + number), str(number)) for number, image in enumerate(images)])
+    looks = Fingerprints([look(again(image, 60 + number), str(number)) for number, image in enumerate(images)])
     expected = [next((j for j in range(i) if (images[j] == images[i]).all()), -1) for i in range(30)]
     for name, value in zip(("ROWS", "COLUMNS", "PAIRS"), sizes, strict=True):
         monkeypatch.setattr(duplicates, name, value)
     assert matches(looks).tolist() == expected
-    others = Looks([look(image, f"other {number}") for number, image in enumerate(images)])
+    others = Fingerprints([look(image, f"other {number}") for number, image in enumerate(images)])
     assert matches(others, looks).tolist() == [j if j >= 0 else i for i, j in enumerate(expected)]
 
 
