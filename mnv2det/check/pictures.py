@@ -101,7 +101,8 @@ def _size_fits(picture: Picture, fact: PictureFacts, size: NDArray[np.int64], ma
 def check_duplicates(splits: Sequence[Split], facts: Sequence[Sequence[PictureFacts]]) -> list[Finding]:
     """The same picture twice: within a part, and in two parts of different roles.
 
-    A leak is reported at the part that can best do without: train before val before test.
+    A leak is reported at the part that can best do without: train before val before test. It is the one error
+    that training does not refuse, since it cannot see it, and an error because metrics come out wrong.
     """
     fingerprints = [Fingerprints([fact.fingerprint for fact in part]) for part in facts]
     findings = []
