@@ -26,7 +26,7 @@ from mnv2det.structures import Preprocess
 
 BLOCK = 2**23  # pairs of box and anchor compared at once
 GAP = 0.25  # share of boxes without an anchor from which on it is a finding
-CLASS_GAP, CLASS_LEAST = 0.5, 10  # likewise of one class that has so many boxes
+CLASS_GAP, CLASS_LEAST = 0.5, 10  # the same of one class, if it has so many boxes
 SMALL, LARGE = 32.0, 96.0  # COCO's sizes: square roots of areas
 
 
@@ -82,7 +82,7 @@ class AnchorFit:
     def findings(self, split: str) -> list[Finding]:
         """Warnings, where the share is large."""
         height, width = self.input_size
-        found = []
+        findings = []
         if self.without > GAP:
             value = f"{self.without:.0%} of {self.boxes} boxes have no anchor of IoU {self.threshold:g} or more"
             assert self.side_without is not None
@@ -90,12 +90,12 @@ class AnchorFit:
             expected = (
                 f"at most {GAP:.0%}; theirs would be anchors of scale {low:.2f} to {high:.2f}, half below {half:.2f}"
             )
-            found.append(Finding("anchor_gap", split, "", value, expected))
+            findings.append(Finding("anchor_gap", split, "", value, expected))
         for name, row in self.classes.items():
             if row["without"] > CLASS_GAP and row["boxes"] >= CLASS_LEAST:
                 value = f"{quoted(name)}: {row['without']:.0%} of {row['boxes']:g} boxes"
-                found.append(Finding("anchor_gap", split, "", value, f"at most {CLASS_GAP:.0%}"))
-        return found
+                findings.append(Finding("anchor_gap", split, "", value, f"at most {CLASS_GAP:.0%}"))
+        return findings
 
 
 @functools.lru_cache(maxsize=4)
@@ -103,9 +103,9 @@ def default_detector(size: tuple[int, int]) -> Detector:
     """SSDLite as `mnv2det.models.ssdlite.SSDLite` is without arguments."""
     task = TaskConfig(head=Component("ssdlite"), evaluator=Component("coco"))
     model, _ = from_config(ModelConfig(input_size=list(size)), {"det": task}, {"det": ["object"]})
-    found = _of_model(model, "ssdlite, default anchors")
-    assert found is not None
-    return found
+    detector = _of_model(model, "ssdlite, default anchors")
+    assert detector is not None
+    return detector
 
 
 def config_detector(
@@ -168,9 +168,9 @@ def best_iou(anchors: Tensor, boxes: Tensor) -> Tensor:
     """Each box's IoU with its best anchor: float32 (N,)."""
     sizes = area(anchors)
     best = []
-    for part in boxes.split(max(1, BLOCK // max(1, len(anchors)))):
-        shared = intersection(part, anchors)
-        best.append((shared / (area(part)[:, None] + sizes - shared).clamp(min=1e-9)).amax(dim=1))
+    for block in boxes.split(max(1, BLOCK // max(1, len(anchors)))):
+        shared = intersection(block, anchors)
+        best.append((shared / (area(block)[:, None] + sizes - shared).clamp(min=1e-9)).amax(dim=1))
     return torch.cat(best) if best else torch.zeros(0)
 
 
@@ -194,8 +194,8 @@ def fit_anchors(
     if detector.preprocess.fit == "pad":
         # of a larger picture the input shows a part
         height, width = detector.preprocess.input_size
-        seen = ((boxes[:, 0] + boxes[:, 2] < 2 * width) & (boxes[:, 1] + boxes[:, 3] < 2 * height)).numpy()
-        boxes, labels = boxes[torch.from_numpy(seen)], labels[seen]
+        visible = ((boxes[:, 0] + boxes[:, 2] < 2 * width) & (boxes[:, 1] + boxes[:, 3] < 2 * height)).numpy()
+        boxes, labels = boxes[torch.from_numpy(visible)], labels[visible]
     if not len(boxes):
         return None
     without = (best_iou(detector.anchors, boxes) < detector.threshold).numpy()

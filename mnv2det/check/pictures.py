@@ -101,28 +101,30 @@ def _size_fits(picture: Picture, fact: PictureFacts, size: NDArray[np.int64], ma
 def check_duplicates(splits: Sequence[Split], facts: Sequence[Sequence[PictureFacts]]) -> list[Finding]:
     """The same picture twice: within a part, and in two parts of different roles.
 
-    A leak is reported at the part that can best do without: train before val before test.
+    A leak is reported at the part that can best do without: train before val before test. It is the one error
+    that training does not refuse, since it cannot see it, and an error because metrics come out wrong.
     """
-    prints = [Fingerprints([fact.fingerprint for fact in part]) for part in facts]
+    fingerprints = [Fingerprints([fact.fingerprint for fact in part]) for part in facts]
     findings = []
-    for split, own in zip(splits, prints, strict=True):
-        for index, other in _found(matches(own)):
+    for split, own in zip(splits, fingerprints, strict=True):
+        for index, other in _pairs(matches(own)):
             findings.append(split.of_picture("image_duplicate", index, f"is {split.picture_name(other)}"))
     rank = {"train": 0, "val": 1, "test": 2}
     ordered = sorted(
-        (place for place, split in enumerate(splits) if split.role in rank), key=lambda p: rank[splits[p].role]
+        (number for number, split in enumerate(splits) if split.role in rank),
+        key=lambda number: rank[splits[number].role],
     )
     for a, b in itertools.combinations(ordered, 2):
         if splits[a].role == splits[b].role:
             continue
-        same = matches(prints[a], prints[b])
-        near = np.where(same < 0, matches(prints[a], prints[b], NEAR), -1)
-        for kind, found, verb in (("image_leak", same, "is"), ("image_near_leak", near, "is nearly")):
-            for index, other in _found(found):
+        same = matches(fingerprints[a], fingerprints[b])
+        near = np.where(same < 0, matches(fingerprints[a], fingerprints[b], NEAR), -1)
+        for kind, other_of, verb in (("image_leak", same, "is"), ("image_near_leak", near, "is nearly")):
+            for index, other in _pairs(other_of):
                 value = f"{verb} {splits[b].name}: {splits[b].picture_name(other)}"
                 findings.append(splits[a].of_picture(kind, index, value))
     return findings
 
 
-def _found(other: NDArray[np.int64]) -> list[tuple[int, int]]:
+def _pairs(other: NDArray[np.int64]) -> list[tuple[int, int]]:
     return [(int(index), int(other[index])) for index in np.flatnonzero(other >= 0)]

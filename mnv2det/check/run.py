@@ -151,7 +151,7 @@ def check_data(
         anchors = None if detector is None else fit_anchors(detector, *_boxes(boxed))
         if anchors is not None:
             findings += anchors.findings(boxed[0].split.name)
-    order = {kind: (SEVERITIES.index(KINDS[kind].severity), place) for place, kind in enumerate(KINDS)}
+    order = {kind: (SEVERITIES.index(KINDS[kind].severity), number) for number, kind in enumerate(KINDS)}
     findings.sort(key=lambda finding: order[finding.kind])
     report = Report(str(source), parts, findings, anchors, remarks)
     if fix is not None:

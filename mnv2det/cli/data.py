@@ -27,7 +27,7 @@ exit codes: 0 no errors, 1 errors (with --strict: or warnings), 2 your mistake, 
 
 
 def add(verbs: Any) -> None:
-    """Adds them to the command line."""
+    """Adds the verbs of ``data`` to the command line."""
     parent = new_verb(verbs, "data", None, "look for faults in a data set")
     below = parent.add_subparsers(metavar="VERB", required=True)
     verb = new_verb(below, "check", _check, "list all that is wrong with the data of a config or folder")
@@ -54,61 +54,61 @@ def add(verbs: Any) -> None:
     verb.add_argument("--strict", action="store_true", help="warnings fail, too")
 
 
-def _check(given: argparse.Namespace) -> int:
+def _check(args: argparse.Namespace) -> int:
     from mnv2det.check.findings import KINDS
     from mnv2det.check.run import check_data
     from mnv2det.io import cores
 
-    allowed = {kind for text in given.allow for kind in text.split(",")}
+    allowed = {kind for text in args.allow for kind in text.split(",")}
     for kind in sorted(allowed - KINDS.keys()):
         raise ConfigError(f"--allow {kind}: no such kind of finding{near(kind, KINDS)}")
-    workers = cores() if given.workers is None else given.workers
-    if workers < 1 or given.limit_per_kind < 0 or (given.size and min(given.size) < 32):
+    workers = cores() if args.workers is None else args.workers
+    if workers < 1 or args.limit_per_kind < 0 or (args.size and min(args.size) < 32):
         raise ConfigError("--workers must be at least 1, --limit-per-kind 0, --size 32")
-    if given.mask_classes is not None and not 1 <= given.mask_classes <= 255:
+    if args.mask_classes is not None and not 1 <= args.mask_classes <= 255:
         raise ConfigError("--mask-classes must be from 1 to 255")
     report = check_data(
-        given.source,
-        given.overrides,
+        args.source,
+        args.overrides,
         workers=workers,
-        size=tuple(given.size) if given.size else None,
-        mask_count=given.mask_classes,
-        fix=given.fix,
+        size=tuple(args.size) if args.size else None,
+        mask_count=args.mask_classes,
+        fix=args.fix,
     )
-    write_json_file(given, report.to_json())
-    for line in _lines(report, given.limit_per_kind, given.json):
+    write_json_file(args, report.to_json())
+    for line in _lines(report, args.limit_per_kind, args.json):
         print(line)
     if report.fixed is not None:
-        _print_fixed(report, given.fix)
-    failing = {"error", "warning"} if given.strict else {"error"}
+        _print_fixed(report, args.fix)
+    failing = {"error", "warning"} if args.strict else {"error"}
     return int(any(finding.severity in failing and finding.kind not in allowed for finding in report.findings))
 
 
 def _lines(report: Report, limit: int, json: str | None) -> Iterable[str]:
-    """The report as people read it: what was checked, in figures; what was found; what to do."""
+    """The report as people read it: what was checked, in numbers; what is wrong; what to do."""
     from mnv2det.check.findings import KINDS, SEVERITIES
     from mnv2det.check.run import summary
 
-    figures = {part.split.name: summary(part) for part in report.parts}
-    yield from (f"{name}: {one['about']}" for name, one in figures.items())
+    summaries = {part.split.name: summary(part) for part in report.parts}
+    yield from (f"{name}: {numbers['about']}" for name, numbers in summaries.items())
     yield ""
-    yield from _table(figures)
-    yield from _class_table(figures, "classes", "boxes")
-    yield from _class_table(figures, "mask_pixels", "pixels")
+    yield from _table(summaries)
+    yield from _class_table(summaries, "classes", "boxes")
+    yield from _class_table(summaries, "mask_pixels", "pixels")
     yield from _anchors(report.anchors)
     for remark in report.remarks:
         yield f"not known: {remark}"
     counts = report.counts()
     yield ", ".join(f"{counts[severity]} {severity}s" for severity in SEVERITIES)
     for kind, group in groupby(report.findings, key=lambda finding: finding.kind):
-        found = list(group)
+        findings = list(group)
         about = KINDS[kind]
         yield ""
-        yield f"{about.severity}: {about.title} ({kind}: {len(found)})"
-        for finding in found[:limit]:
+        yield f"{about.severity}: {about.title} ({kind}: {len(findings)})"
+        for finding in findings[:limit]:
             yield f"  {_text(finding)}"
-        if len(found) > limit:
-            yield f"  and {len(found) - limit} more ({'see ' + json if json else '--json FILE lists all'})"
+        if len(findings) > limit:
+            yield f"  and {len(findings) - limit} more ({'see ' + json if json else '--json FILE lists all'})"
         yield f"  -> {about.advice}" + (f"; --fix: {about.fix}" if about.fix and report.fixed is None else "")
 
 
@@ -119,38 +119,39 @@ def _text(finding: Finding) -> str:
     return f"{place}: {finding.value}" + (f"; expected {finding.expected}" if finding.expected else "")
 
 
-def _table(figures: dict[str, dict[str, Any]]) -> Iterable[str]:
+def _table(summaries: dict[str, dict[str, Any]]) -> Iterable[str]:
     yield f"{'':<16}{'images':>8}{'readable':>10}{'no boxes':>10}{'boxes':>9}{'ignored':>9}  picture sizes"
-    for name, one in figures.items():
-        sizes = list(one["picture_sizes"].items())
-        if one["distinct_sizes"] == 1:
+    for name, numbers in summaries.items():
+        sizes = list(numbers["picture_sizes"].items())
+        if numbers["distinct_sizes"] == 1:
             text = sizes[0][0]
         else:
             most = f", most often {sizes[0][0]} ({sizes[0][1]})" if sizes else ""
-            text = f"{one['distinct_sizes']} different{most}"
+            text = f"{numbers['distinct_sizes']} different{most}"
         yield (
-            f"{name[:15]:<16}{one['images']:>8}{one['readable']:>10}{one['without_boxes']:>10}{one['boxes']:>9}"
-            f"{one['ignored']:>9}  {text}"
+            f"{name[:15]:<16}{numbers['images']:>8}{numbers['readable']:>10}{numbers['without_boxes']:>10}{numbers['boxes']:>9}"
+            f"{numbers['ignored']:>9}  {text}"
         )
     yield ""
 
 
-def _class_table(figures: dict[str, dict[str, Any]], key: str, unit: str) -> Iterable[str]:
+def _class_table(summaries: dict[str, dict[str, Any]], key: str, unit: str) -> Iterable[str]:
     """Counts by class, the most frequent first."""
     from mnv2det.data.formats.problems import shown
 
-    columns = {name: one[key] for name, one in figures.items() if one[key]}
+    columns = {name: numbers[key] for name, numbers in summaries.items() if numbers[key]}
     if not columns:
         return
     counts = {
-        name: {c: n["boxes"] if isinstance(n, dict) else n for c, n in one.items()} for name, one in columns.items()
+        name: {label: n["boxes"] if isinstance(n, dict) else n for label, n in column.items()}
+        for name, column in columns.items()
     }
     total: Counter[str] = Counter()
-    for one in counts.values():
-        total.update(one)
+    for column in counts.values():
+        total.update(column)
     yield f"{unit + ' by class':<28}" + "".join(f"{name[:14]:>15}" for name in columns)
     for label, _ in total.most_common(MOST_CLASSES):
-        yield f"{shown(label, 24):<28}" + "".join(f"{one.get(label, 0):>15}" for one in counts.values())
+        yield f"{shown(label, 24):<28}" + "".join(f"{column.get(label, 0):>15}" for column in counts.values())
     if len(total) > MOST_CLASSES:
         yield f"and {len(total) - MOST_CLASSES} classes with fewer"
     yield ""
