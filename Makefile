@@ -29,7 +29,7 @@ $(VENV)/.ready: setup.cfg constraints.txt
 demo: setup
 	@rm -rf runs/demo
 	$(BIN)/python tools/train.py configs/ssdlite_shapes.yaml --out runs/demo
-	$(BIN)/python tools/eval.py runs/demo --json runs/demo/figures.json
+	$(BIN)/python tools/eval.py runs/demo --json runs/demo/metrics.json
 	$(BIN)/python tools/grid.py runs/demo
 
 # files of tests side by side, with one thread each: most tests wait for one core
