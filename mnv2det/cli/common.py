@@ -35,7 +35,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """``--json``."""
-    parser.add_argument("--json", metavar="FILE", help="also write the metrics to this file")
+    parser.add_argument("--json", metavar="FILE", help="also write the results as JSON to this file")
 
 
 def is_main_process() -> bool:
