@@ -108,10 +108,10 @@ def ask(child: Connection, *question: Any) -> Any:
     """A child's answer to a question; raises the error that it met."""
     try:
         # a child that could not load the model has said so and is gone
-        with suppress(BrokenPipeError):
+        with suppress(ConnectionError):
             child.send(question)
         kind, answer = child.recv()
-    except EOFError:
+    except (EOFError, ConnectionError):
         raise ConfigError("a measuring process ended; was there enough memory?") from None
     if kind == "error":
         raise answer

@@ -60,7 +60,7 @@ class ExportMetadata:
     @property
     def any_size(self) -> bool:
         """Whether the traced graph takes inputs of any size: a complete one, and one of segmenters alone."""
-        heads = [HEADS.get(head["name"]) for head in self.header.heads.values()]
+        heads = [HEADS.get(head["name"], place=f"tasks.{task}.head") for task, head in self.header.heads.items()]
         return self.form == "complete" or all(issubclass(head, Dense) for head in heads)
 
     def entries(self) -> dict[str, str]:

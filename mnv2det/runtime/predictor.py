@@ -151,41 +151,41 @@ class Predictor:
             frames = [fitted[number][1] for number in chosen]
             larger = self.session.metadata.form == "raw" and shape[:2] != self.preprocess.input_size
             if larger or several_looks:
-                found = [self._combine_looks(*fitted[number], scales, flip) for number in chosen]
+                of_shape = [self._combine_looks(*fitted[number], scales, flip) for number in chosen]
             else:
-                found = self.finish(self.run(_stack([fitted[number][0] for number in chosen]), frames), frames)
-            for number, result in zip(chosen, found, strict=True):
+                of_shape = self.finish(self.run(_stack([fitted[number][0] for number in chosen]), frames), frames)
+            for number, result in zip(chosen, of_shape, strict=True):
                 results[number] = result
         return results
 
     def prepare(self, image: Pixels) -> tuple[Pixels, Frame]:
-        """What the network is given of a picture uint8 (H, W, 3) RGB: itself, where the export is complete."""
+        """Brings a picture uint8 (H, W, 3) RGB to the network's input; a complete export takes it as it is."""
         if self.session.metadata.form == "complete":
             return image, Frame((image.shape[0], image.shape[1]), self.preprocess.input_size)
         return fit(image, self.preprocess)
 
     def run(self, pixels: Pixels, frames: Sequence[Frame] = ()) -> Outputs:
-        """The network's outputs for uint8 (B, H, W, 3).
+        """Computes the network's outputs for uint8 (B, H, W, 3).
 
-        Given `prepare`'s frames, some of `finish`'s work is done here where the backend is faster at it.
+        With the frames that `prepare` returned, a session may already do some of the work of `finish`.
         """
         return self.session.run(pixels, frames[0] if len(frames) == 1 else None)
 
     def finish(self, outputs: Outputs, frames: Sequence[Frame]) -> list[dict[str, Result]]:
-        """Results of the pictures of one batch, from `run`'s outputs and `prepare`'s frames."""
+        """Computes the results of one batch from `run`'s outputs and `prepare`'s frames."""
         if self.session.metadata.form == "complete":
             return [
                 {task: head.result_from_export(_of(outputs, task), number) for task, head in self.heads.items()}
                 for number in range(len(frames))
             ]
-        found: dict[str, Sequence[Any]] = {}
+        by_task: dict[str, Sequence[Any]] = {}
         for task, head in self.heads.items():
             if task in outputs:
-                found[task] = [outputs[task]]
+                by_task[task] = [outputs[task]]
                 continue
             with torch.no_grad():
-                found[task] = head.decode({**_of(outputs, task), **self._constants[task]}, frames)
-        return [{task: results[number] for task, results in found.items()} for number in range(len(frames))]
+                by_task[task] = head.decode({**_of(outputs, task), **self._constants[task]}, frames)
+        return [{task: results[number] for task, results in by_task.items()} for number in range(len(frames))]
 
     def _looks_several_times(self, scales: Sequence[float], flip: bool) -> bool:
         """Whether scales or mirror images ask for several looks at a picture; refuses what this model cannot do."""
@@ -205,7 +205,7 @@ class Predictor:
         """One fitted picture as `Model.predict` sees it: at several scales, mirrored, in windows if it is large."""
         size = (pixels.shape[0], pixels.shape[1])
         dense = {task: head for task, head in self.heads.items() if isinstance(head, Dense)}
-        found: dict[str, Result] = {}
+        results: dict[str, Result] = {}
         if len(dense) < len(self.heads):
             if size != self.preprocess.input_size and not self.session.any_size:
                 most = "x".join(str(side) for side in self.preprocess.input_size)
@@ -213,7 +213,7 @@ class Predictor:
             whole = self.run(pixels[None])
             for task, head in self.heads.items():
                 if task not in dense:
-                    found[task] = head.decode({**_of(whole, task), **head.constants(size)}, [frame])[0]
+                    results[task] = head.decode({**_of(whole, task), **head.constants(size)}, [frame])[0]
 
         def probabilities(view: Tensor) -> dict[str, Tensor]:
             image = view.permute(0, 2, 3, 1).contiguous()
@@ -234,8 +234,8 @@ class Predictor:
                 scales=scales,
                 flip=flip,
             )
-            found |= {task: results[0] for task, results in masks.items()}
-        return {task: found[task] for task in self.heads}
+            results |= {task: of_pictures[0] for task, of_pictures in masks.items()}
+        return {task: results[task] for task in self.heads}
 
 
 def header_of(source: str | os.PathLike[str]) -> Header:
@@ -266,17 +266,23 @@ def load(picture: Picture) -> Pixels:
     return picture
 
 
-def _heads(header: Header, given: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Head]:
-    """The heads of an exported model, for what comes after the network; they have no weights."""
-    parts = {}
+def _heads(header: Header, changed: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Head]:
+    """The heads of an exported model, without weights, to decode the network's outputs.
+
+    Args:
+        header: Of the file.
+        changed: By task, thresholds in place of the file's.
+        where: The file, for messages.
+    """
+    heads = {}
     for task, head in header.heads.items():
-        own = HEADS.get(head["name"], place=f"{where}: head {task}")
-        fixed = [key for key in given.get(task, {}) if key in own.architecture_args]
+        architecture = HEADS.get(head["name"], place=f"{where}: head {task}").architecture_args
+        fixed = [key for key in changed.get(task, {}) if key in architecture]
         if fixed:
             raise ConfigError(f"tasks.{task}.head.args.{fixed[0]}: {where} holds it; only thresholds can be others")
-        parts[task] = {"name": head["name"], "args": {**head["args"], **given.get(task, {})}}
+        heads[task] = {"name": head["name"], "args": {**head["args"], **changed.get(task, {})}}
     with torch.device("meta"):
-        model = assemble(header.backbone, parts, classes=header.classes, preprocess=header.preprocess)
+        model = assemble(header.backbone, heads, classes=header.classes, preprocess=header.preprocess)
     return dict(model.eval().heads.items())  # type: ignore[arg-type]
 
 
