@@ -19,7 +19,7 @@ from PIL import Image
 from mnv2det.check.parts import config_splits
 from mnv2det.check.run import judge
 from mnv2det.config import BadData, Component, Config, load_config
-from mnv2det.engine.build import build_dataset, hold_to, task_classes
+from mnv2det.engine.build import build_dataset, check_classes, task_classes
 from mnv2det.errors import ConfigError, DataError
 
 COUNT = 500  # damaged data sets of each format
@@ -274,7 +274,7 @@ def training(config: Config) -> str:
     try:
         train = build_dataset(config, "train")
         val = build_dataset(config, "val", train.classes)
-        hold_to(config, val, task_classes(config, train))
+        check_classes(config, val, task_classes(config, train))
         for dataset in (train, val):
             for index in range(len(dataset)):
                 sample = dataset.read(index)

@@ -11,7 +11,6 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "datasets"))
 import patches  # noqa: E402
 
-from mnv2det.config import BadData  # noqa: E402
 from mnv2det.data.formats.imagefolder import ImageFolder  # noqa: E402
 
 OVERRIDES = ["data.train.args.count=3", "data.val.args.count=2"]
@@ -25,7 +24,7 @@ def run(out: Path, *more: str) -> int:
 def test_a_patch_shows_its_class_in_the_middle(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert run(tmp_path / "p") == 0
     assert capsys.readouterr().out.startswith("train: ")
-    found = ImageFolder(root=tmp_path, bad_data=BadData.stop, images="p/train", names=None)
+    found = ImageFolder(root=tmp_path, images="p/train", names=None).dataset()
     assert "background" in found.classes["label"]
     from mnv2det.config import load_config
     from mnv2det.engine.build import build_dataset

@@ -17,6 +17,7 @@ from mnv2det.models.layers import Conv, ConvNorm, init_weights
 from mnv2det.ops.detections import DetectionSettings, detect, detect_in_graph
 from mnv2det.ops.geometry import GraphFrame
 from mnv2det.ops.nms import Suppress
+from mnv2det.ranges import NonNegativeFloat, PositiveInt, Share
 from mnv2det.registry import HEADS
 from mnv2det.structures import Detections, FeatureInfo, Frame, Target
 
@@ -49,11 +50,11 @@ class CenterHead(Head):
         *,
         classes: int,
         tap: str = "block6",
-        channels: int = 32,
-        box_weight: float = 1.0,
-        score_threshold: float = 0.05,
-        nms_iou: float = 0.6,
-        max_detections: int = 50,
+        channels: PositiveInt = 32,
+        box_weight: NonNegativeFloat = 1.0,
+        score_threshold: Share = 0.05,
+        nms_iou: Share = 0.6,
+        max_detections: PositiveInt = 50,
     ) -> None:
         super().__init__()
         self.taps, self.tap, self.stride = ("image", tap), tap, features[tap].stride

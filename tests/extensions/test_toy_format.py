@@ -21,7 +21,7 @@ LINES = {
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A good data set in the toy format, which is registered for this test alone."""
-    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
+    monkeypatch.setattr(DATASETS, "_components", dict(DATASETS._components))
     spec = importlib.util.spec_from_file_location("toy_format", Path(__file__).with_name("toy_format.py"))
     assert spec is not None
     assert spec.loader is not None

@@ -1,10 +1,12 @@
+import re
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from mnv2det.errors import ConfigError
 from mnv2det.models.ssdlite import SSDLite
 from mnv2det.ops.anchors import level_shapes
+from mnv2det.registry import HEADS
 from mnv2det.structures import FeatureInfo
 
 FEATURES = {"a": FeatureInfo(16, 16), "b": FeatureInfo(24, 32)}
@@ -39,12 +41,13 @@ def test_listing_what_the_scales_give_changes_nothing():
 @pytest.mark.parametrize(
     ("anchors", "message"),
     [
-        (GIVEN[:2], "anchors are given for 2 levels, but taps and extras make 3"),
-        ((), "anchors are given for 0 levels"),
-        ((*GIVEN[:2], ()), r"anchors\[2\] needs \(scale, ratio\) pairs of positive numbers"),
-        ((*GIVEN[:2], ((0.5, 0.0),)), r"anchors\[2\] needs"),
+        (GIVEN[:2], "head.args.anchors: given for 2 levels, but taps and extras make 3"),
+        ((), "head.args.anchors: given for 0 levels, but taps and extras make 3"),
+        ((*GIVEN[:2], ()), r"head.args.anchors\[2\]: expected a list of at least 1"),
+        ((*GIVEN[:2], ((0.5, 0.0),)), r"head.args.anchors\[2\]\[0\]\[1\]: expected a number > 0, got 0"),
     ],
 )
 def test_impossible_lists_are_refused(anchors: tuple, message: str):
-    with pytest.raises(ConfigError, match=message):
-        head(anchors=anchors)
+    _, problems = HEADS.bind("ssdlite", {"taps": ["a", "b"], "extras": [16], "anchors": anchors}, place="head")
+    assert len(problems) == 1
+    assert re.match(message, problems[0]), problems[0]
