@@ -38,7 +38,8 @@ from mnv2det.data.fit import fit
 from mnv2det.data.images import list_images, read_image
 from mnv2det.export.program import ExportMetadata, ExportProgram
 from mnv2det.models.build import from_file, weights_of
-from mnv2det.runtime.base import has_bf16, writer
+from mnv2det.models.depthwise import has_bf16_kernels
+from mnv2det.runtime.base import writer
 
 Run = Callable[[np.ndarray], int]
 
@@ -238,7 +239,7 @@ def measure(given, weights: Path, paths: dict[str, Path], pictures: list[np.ndar
     for kind, path in paths.items():
         for backend in ("onnxruntime", "openvino") if path.is_file() else ():
             ours[f"{backend}, {kind}"] = Predictor(path, backend=backend, threads=given.threads, heads=heads)
-    if has_bf16():
+    if has_bf16_kernels():
         ours["openvino, bf16"] = Predictor(
             paths["fp32"], backend="openvino", threads=given.threads, precision="bf16", heads=heads
         )

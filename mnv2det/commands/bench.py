@@ -27,8 +27,9 @@ from mnv2det.errors import ConfigError, near
 from mnv2det.export.program import ExportMetadata, ExportProgram
 from mnv2det.io import cores
 from mnv2det.models.build import from_file, weights_of
+from mnv2det.models.depthwise import has_bf16_kernels
 from mnv2det.registry import component_modules
-from mnv2det.runtime.base import Runtime, has_bf16, is_export, readers, runtimes
+from mnv2det.runtime.base import Runtime, is_export, readers, runtimes
 from mnv2det.runtime.predictor import Predictor
 
 
@@ -135,7 +136,7 @@ def ways_to_run(
             if precision == "int8":
                 has = runtime.int8 and (int8 or exported)
             else:
-                has = precision in runtime.precisions and (precision != "bf16" or has_bf16())
+                has = precision in runtime.precisions and (precision != "bf16" or has_bf16_kernels())
             if has:
                 ways.append((runtime, precision))
     return ways

@@ -27,6 +27,7 @@ from torch import Tensor
 from mnv2det.errors import ConfigError, near
 from mnv2det.export.program import ExportMetadata, ExportProgram
 from mnv2det.io import import_optional
+from mnv2det.models.depthwise import has_bf16_kernels
 from mnv2det.models.head import Head
 from mnv2det.models.model import Model
 from mnv2det.registry import RUNTIMES
@@ -181,7 +182,7 @@ class Runtime(ABC):
         if options.precision not in self.precisions:
             others = [runtime.name for runtime in runtimes() if options.precision in runtime.precisions]
             raise ConfigError(f"{self.name} has no {options.precision}; use {' or '.join(others)}")
-        if options.precision == "bf16" and options.device.type == "cpu" and not has_bf16():
+        if options.precision == "bf16" and options.device.type == "cpu" and not has_bf16_kernels():
             raise ConfigError("precision bf16: this processor has none (AVX-512 needed); use fp32")
         if options.memory_budget is not None and not self.native:
             able = [runtime.name for runtime in runtimes() if runtime.native]
@@ -276,11 +277,6 @@ def write(model: Model, metadata: ExportMetadata, path: str | os.PathLike[str], 
         ConfigError: No runtime writes such a file, or the model cannot be written.
     """
     writer(path).write(ExportProgram(model, metadata, splits=splits), Path(path))
-
-
-def has_bf16() -> bool:
-    """Whether this processor computes in bfloat16."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def one_line(error: Exception) -> str:

@@ -317,7 +317,7 @@ class COCO(CocoJson):
             cover so many pixels (DeepLabv3 was pre-trained on images of COCO with more than 1,000).
 
     Raises:
-        ConfigError: ``least_pixels`` is negative or goes without ``masks``.
+        ConfigError: ``least_pixels`` goes without ``masks``.
         DataError: A path leaves the data folder.
     """
 
@@ -332,8 +332,8 @@ class COCO(CocoJson):
         mask_names: tuple[str, ...] | None = None,
         least_pixels: NonNegativeInt = 0,
     ) -> None:
-        if least_pixels < 0 or (least_pixels and masks is None):
-            raise ConfigError(f"data set coco: least_pixels {least_pixels}: expected 0, or more along with masks")
+        if least_pixels and masks is None:
+            raise ConfigError(f"data set coco: least_pixels {least_pixels}: expected 0 where there are no masks")
         super().__init__(
             inside(root, annotations, where="data set coco: annotations"),
             inside(root, images, where="data set coco: images"),
