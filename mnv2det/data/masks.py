@@ -190,9 +190,13 @@ def bounds(segmentation: Any, size: tuple[int, int]) -> list[float]:
     try:
         points = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in segmentation]
         low, high = np.min([p.min(0) for p in points], 0), np.max([p.max(0) for p in points], 0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            extent = high - low
+        if not np.isfinite([low, extent]).all():
+            raise ValueError("its coordinates are not finite")
     except (ValueError, TypeError, OverflowError) as error:
         raise DataError(f"segmentation: not polygons or a run-length mask ({str(error)[:80]})") from None
-    return [*low.tolist(), *(high - low).tolist()]
+    return [*low.tolist(), *extent.tolist()]
 
 
 def whole(value: Any) -> bool:

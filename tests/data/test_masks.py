@@ -274,12 +274,17 @@ def test_any_segmentation_is_pixels_or_refused(segmentation: Any):
             continue
         if look is encode:
             assert decoded(found[0]).sum() == found[1]
+        else:
+            assert np.isfinite(found).all()
 
 
 def test_bounds_of_polygons_and_runs():
     assert bounds([SQUARE, [30, 20, 40, 25, 35, 30]], SIZE) == [10, 5, 30, 25]
     runs = encode([SQUARE], SIZE)[0].decode()
     assert bounds({"size": [40, 60], "counts": runs}, SIZE) == [10, 5, 10, 7]
+    for far in (float("inf"), 1e308):
+        with pytest.raises(DataError, match="not finite"):
+            bounds([[-far, 0, far, 0, 0, far]], SIZE)
 
 
 # painting
