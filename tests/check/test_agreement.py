@@ -22,6 +22,8 @@ from mnv2det.config import BadData, Component, Config, load_config
 from mnv2det.engine.build import build_dataset, check_classes, task_classes
 from mnv2det.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.heavy
+
 COUNT = 500  # damaged data sets of each format
 SIZE = (16, 20)  # (H, W)
 NUMBERS: list[Any] = [

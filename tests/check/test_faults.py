@@ -13,6 +13,8 @@ from mnv2det.check.findings import KINDS
 from mnv2det.check.run import check_data
 from mnv2det.errors import ConfigError
 
+pytestmark = pytest.mark.heavy
+
 # COCO
 
 

@@ -251,6 +251,7 @@ JSON_VALUE: Any = st.recursive(
 PLACES = ("images", "annotations", "categories")
 
 
+@pytest.mark.heavy
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(PLACES), st.integers(0, 7), st.data())
 def test_no_json_breaks_the_check(tmp_path: Path, place: str, number: int, data: st.DataObject):

@@ -77,6 +77,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.heavy
 def test_scales_and_mirror_images_of_the_config_count_as_in_eval(weights: Path) -> None:
     config, predictor = weights.parent / "config.yaml", TorchPredictor(weights)
     metrics = {}

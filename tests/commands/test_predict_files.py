@@ -35,6 +35,8 @@ from mnv2det.models.weight_file import save_weights
 from mnv2det.runtime.predictor import Predictor
 from mnv2det.structures import Preprocess
 
+pytestmark = pytest.mark.heavy
+
 HEADS = {
     "det": {"name": "ssdlite", "args": {"extras": [16, 16], "init_std": None, "prior": None}},
     "cls": {"name": "classifier", "args": {}},

@@ -17,6 +17,8 @@ from mnv2det.models.build import assemble
 from mnv2det.models.model import Model
 from mnv2det.structures import Preprocess
 
+pytestmark = pytest.mark.heavy
+
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 RELEASES = ["mobilenet_v2_1.0_224_quant.tflite", "tf2_mobilenet_v2_1.0_224_ptq.tflite"]
 HALF = (0.5, 0.5, 0.5)

@@ -303,6 +303,7 @@ def test_claims_cost_no_memory(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.heavy
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_mutation_ends_in_a_network_or_one_line(tmp_path: Path, data: st.DataObject) -> None:

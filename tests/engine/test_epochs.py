@@ -17,6 +17,8 @@ from mnv2det.engine.learner import Learner
 from mnv2det.engine.trainer import train
 from mnv2det.structures import Batch
 
+pytestmark = pytest.mark.training
+
 
 @pytest.fixture
 def tiny(root: Path) -> Config:

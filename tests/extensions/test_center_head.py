@@ -20,6 +20,8 @@ from mnv2det.models.head import Head
 from mnv2det.models.mobilenet_v2 import MobileNetV2
 from mnv2det.structures import Detections
 
+pytestmark = [pytest.mark.training, pytest.mark.export]
+
 SIZES = ((64, 64), (50, 70), (120, 90), (33, 97))
 OVERRIDES = (
     "model.backbone.args.width=0.35",

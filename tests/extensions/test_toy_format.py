@@ -12,6 +12,8 @@ from tiny import TINY
 from mnv2det.cli import main
 from mnv2det.registry import DATASETS
 
+pytestmark = pytest.mark.training
+
 LINES = {
     "train": ["1.jpg cat 5 6 25 30", "1.jpg dog 30 6 50 30", "2.jpg cat 5 6 25 30", "3.jpg dog 8 8 40 30", "4.jpg"],
     "val": ["5.jpg cat 5 6 25 30", "6.jpg dog 30 6 50 30"],

@@ -19,6 +19,8 @@ from mnv2det.errors import ConfigError, WeightsError
 from mnv2det.registry import RUNTIMES
 from mnv2det.runtime.predictor import Predictor
 
+pytestmark = [pytest.mark.export, pytest.mark.process]
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _registered() -> Iterator[None]:

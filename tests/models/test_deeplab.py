@@ -80,6 +80,7 @@ def test_parameters_and_multiply_adds_are_the_papers(
     assert counter.get_total_flops() / 2e9 == pytest.approx(billions, abs=6e-4)
 
 
+@pytest.mark.heavy
 def test_multiply_adds_of_many_scales_and_mirror_images_are_the_papers() -> None:
     with torch.device("meta"):
         built, images = model(stride=8).eval(), torch.zeros(1, 3, 513, 513, dtype=torch.uint8)

@@ -13,6 +13,8 @@ from mnv2det.models.variants.mobilenet_v1 import MobileNetV1
 from mnv2det.registry import BACKBONES
 from mnv2det.structures import Frame, Preprocess
 
+pytestmark = pytest.mark.heavy
+
 TAPS = ["block11/16", "last/32"]
 
 

@@ -39,6 +39,7 @@ def test_every_feature_is_what_feature_info_says(width: float):
         assert found[tap].shape == (1, info.channels, 64 // info.stride, 96 // info.stride), tap
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("width", WIDTHS)
 def test_torchvisions_state_dict_computes_the_same(width: float):
     theirs = torchvision.models.mobilenet_v2(width_mult=width).eval()
@@ -117,6 +118,7 @@ def test_divisible_never_loses_a_tenth():
             assert rounded >= 0.9 * channels * width
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("width", "millions"), [(1.4, 582), (1.3, 509), (1.0, 300), (0.75, 209), (0.5, 97), (0.35, 59)]
 )

@@ -79,6 +79,7 @@ def test_without_its_library_alone_torchvision_is_imported(monkeypatch: pytest.M
     assert ours._nms_kernel.__wrapped__() is nms
 
 
+@pytest.mark.process
 def test_nms_does_not_import_torchvision():
     code = (
         "import sys, numpy as np; from mnv2det.ops.nms import class_nms;"

@@ -18,6 +18,8 @@ from mnv2det.paper.memory import blocks, convolutions, image, largest, peak
 from mnv2det.paper.tables import TABLES, V1, V2, bare, build, build_backbone, choose, compute
 from mnv2det.report.plots import draw_ablations, spiral, through_relu
 
+pytestmark = pytest.mark.heavy
+
 Tables = dict[str, list[Table]]
 
 

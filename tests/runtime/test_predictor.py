@@ -79,6 +79,7 @@ def assert_same_masks(found: torch.Tensor, wanted: torch.Tensor) -> None:
     assert (found != wanted).float().mean() < 0.01
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("fit", ["stretch", "letterbox", "pad"])
 @pytest.mark.parametrize(("scales", "flip"), [((1.0,), True), (SCALES, False), (SCALES, True)])
 def test_several_looks_see_what_the_model_sees(tmp_path: Path, fit: Fit, scales: tuple[float, ...], flip: bool):
@@ -98,6 +99,7 @@ def test_several_looks_see_what_the_model_sees(tmp_path: Path, fit: Fit, scales:
     assert changed > 100, "one look saw the same: the test shows nothing"
 
 
+@pytest.mark.export
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_a_raw_segmenter_in_another_runtime_looks_several_times(tmp_path: Path, backend: str):
     source = weights(tmp_path, "seg", size=(64, 64))
@@ -109,6 +111,7 @@ def test_a_raw_segmenter_in_another_runtime_looks_several_times(tmp_path: Path, 
     assert found.batch([image, image], scales=SCALES, flip=True)[1]["seg"].mask.shape == (64, 64)
 
 
+@pytest.mark.export
 def test_what_cannot_look_several_times_says_so(tmp_path: Path):
     pytest.importorskip("onnx")
     model, header = from_file(str(weights(tmp_path, "det", "seg", size=(64, 64))))
@@ -136,6 +139,7 @@ def test_a_detector_looks_once_whatever_the_scales(predictor: Predictor):
 # start-up
 
 
+@pytest.mark.process
 def test_importing_the_predictor_loads_no_library_that_it_may_not_need(root: Path):
     unneeded = "{'torchvision', 'albumentations', 'torch._dynamo', 'torch.onnx', 'sympy', 'onnxruntime', 'openvino'}"
     code = (
@@ -145,6 +149,7 @@ def test_importing_the_predictor_loads_no_library_that_it_may_not_need(root: Pat
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.process
 def test_importing_data_registers_the_augmentations_without_their_library(root: Path):
     code = (
         "import sys, mnv2det.data\nfrom mnv2det.registry import AUGMENTATIONS\n"
