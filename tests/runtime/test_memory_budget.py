@@ -35,7 +35,7 @@ def test_who_cannot_hold_a_budget_says_so(tmp_path: Path):
         Predictor(tmp_path / "m.onnx", memory_budget=1000)
 
 
-@pytest.mark.process
+@pytest.mark.heavy
 def test_the_command_line_reads_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     source = str(weights(tmp_path, "det"))
     cv2.imwrite(str(tmp_path / "a.png"), picture(50, 60))
