@@ -32,8 +32,9 @@ demo: setup
 	$(BIN)/python tools/eval.py runs/demo --json runs/demo/metrics.json
 	$(BIN)/python tools/grid.py runs/demo
 
-# files of tests side by side, with one thread each: most tests wait for one core
-TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# Files of tests side by side, with one thread each: most tests wait for one core. When a worker dies, the run ends and
+# fails: with a new worker in its place, xdist's loadfile waits for ever.
+TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --max-worker-restart 0
 
 quick: setup lint
 	$(TEST) -m "not process and not training and not export and not heavy and not slow and not shared"

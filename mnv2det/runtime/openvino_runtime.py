@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from mnv2det.errors import WeightsError
 from mnv2det.export.program import INPUT, ExportMetadata, ExportProgram
-from mnv2det.io import cores
+from mnv2det.io import cores, import_optional
 from mnv2det.models.head import Head
 from mnv2det.registry import RUNTIMES
 from mnv2det.runtime.base import Options, Outputs, Runtime, Session, one_line
@@ -23,6 +24,24 @@ from mnv2det.structures import Frame
 
 # where OpenVINO's reader of ONNX puts a file's metadata; files of ours have it there, too
 METADATA_PATHS = {key: ["framework", key] for key in ExportMetadata.KEYS}
+
+MAKING_CORE = threading.Lock()
+
+
+@functools.cache
+def _make_core() -> Any:
+    return import_optional("openvino", "openvino").Core()
+
+
+def shared_core() -> Any:
+    """The one ``openvino.Core`` of this process, which lives as long as it.
+
+    Where the processor has AMX, OpenVINO's CPU plugin gives the thread that makes a core another stack for signal
+    handlers. Of two cores, the one deleted last puts back the stack of the one deleted first, whose memory is gone
+    by then: the next signal that Python handles (Ctrl-C, the end of a data loader's worker) would kill the process.
+    """
+    with MAKING_CORE:
+        return _make_core()
 
 
 @RUNTIMES.register("openvino")
@@ -40,7 +59,7 @@ class OpenVinoRuntime(Runtime):
     def write(self, program: ExportProgram, path: Path) -> None:
         """See `Runtime`."""
         library = self.import_library()
-        network = library.Core().read_model(program.onnx.SerializeToString())
+        network = shared_core().read_model(program.onnx.SerializeToString())
         for key, value in program.metadata.entries().items():
             network.set_rt_info(value, METADATA_PATHS[key])
         # half-precision weights, the default, would change results
@@ -49,9 +68,8 @@ class OpenVinoRuntime(Runtime):
     def open(self, path: Path, options: Options) -> OpenVinoSession:
         """See `Runtime`."""
         library = self.import_library()
-        core = library.Core()
         try:
-            network = core.read_model(path)
+            network = shared_core().read_model(path)
             entries = {
                 key: network.get_rt_info(place).astype(str)
                 for key, place in METADATA_PATHS.items()
@@ -59,7 +77,7 @@ class OpenVinoRuntime(Runtime):
             }
         except RuntimeError as error:
             raise WeightsError(f"{path}: OpenVINO cannot load it ({one_line(error)})") from None
-        return OpenVinoSession(library, core, network, ExportMetadata.of(entries, where=str(path)), options)
+        return OpenVinoSession(library, network, ExportMetadata.of(entries, where=str(path)), options)
 
     def files(self, path: Path) -> list[Path]:
         """See `Runtime`."""
@@ -73,7 +91,6 @@ class OpenVinoSession(Session):
 
     Args:
         library: The module ``openvino``.
-        core: The ``openvino.Core`` that read the network.
         network: The ``openvino.Model``.
         metadata: Of the file.
         options: Threads and precision.
@@ -81,8 +98,8 @@ class OpenVinoSession(Session):
 
     prefers_single_pictures = True
 
-    def __init__(self, library: Any, core: Any, network: Any, metadata: ExportMetadata, options: Options) -> None:
-        self.core, self.tensor, self.network = core, library.Tensor, network
+    def __init__(self, library: Any, network: Any, metadata: ExportMetadata, options: Options) -> None:
+        self.tensor, self.network = library.Tensor, network
         self.metadata, self.precision, self.any_size = metadata, options.precision, metadata.any_size
         self.settings = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -141,5 +158,5 @@ class OpenVinoSession(Session):
                 if usual:
                     network.reshape(list(self.usual or ()))
                     self.detections = add_detections(network, self.heads, self.metadata.header.preprocess.input_size)
-                self.compiled[usual] = self.core.compile_model(network, "CPU", self.settings)
+                self.compiled[usual] = shared_core().compile_model(network, "CPU", self.settings)
             return self.compiled[usual]

@@ -14,6 +14,7 @@ from mnv2det.models.classifier import Classifier
 from mnv2det.models.ssdlite import SSDLite
 from mnv2det.runtime.base import write
 from mnv2det.runtime.openvino_detections import ANCHORS, FRAME, add_detections, write_frame
+from mnv2det.runtime.openvino_runtime import shared_core
 from mnv2det.runtime.predictor import Predictor
 from mnv2det.structures import Detections, FeatureInfo, Frame
 
@@ -39,7 +40,7 @@ class Graph:
         other = Classifier({"last": FeatureInfo(8, 32)}, classes=2)
         (self.detections,) = add_detections(network, {"det": head, "other": other}, size)
         settings = {"INFERENCE_PRECISION_HINT": "f32"}
-        self.request = openvino.Core().compile_model(network, "CPU", settings).create_infer_request()
+        self.request = shared_core().compile_model(network, "CPU", settings).create_infer_request()
 
     def both(self, logits: torch.Tensor, codes: torch.Tensor, frame: Frame) -> tuple[Detections | None, Detections]:
         write_frame(frame, self.request.get_tensor(FRAME).data)
