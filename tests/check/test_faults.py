@@ -191,6 +191,13 @@ def test_findings_name_their_place(tmp_path: Path):
     }
 
 
+def test_an_image_listed_twice_is_named_by_its_id(tmp_path: Path):
+    train, val = two_parts(tmp_path)
+    _twice(train, val)
+    report = check_data(write(train, val), workers=1)
+    assert [finding.image for finding in report.findings if finding.kind == "image_twice"] == [train.images[0]["id"]]
+
+
 def test_a_wrong_size_says_what_may_have_happened(tmp_path: Path):
     train, val = two_parts(tmp_path)
     train.images[0] |= {"width": 120, "height": 80}

@@ -19,9 +19,6 @@ from mnv2det.evaluation.coco import Backend, CocoAP, coco_metrics
 from mnv2det.evaluation.voc import VocAP
 from mnv2det.structures import Detections
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "evalref"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the reference results are not at {SHARED}")
-
 TRUTH: dict[str, Any] = {
     "images": [{"id": 42, "width": 640, "height": 480}, {"id": 7}],
     "categories": [{"id": 90, "name": "dog"}, {"id": 3, "name": "cat"}],
@@ -44,9 +41,8 @@ def write(folder: Path, truth: Any, found: Any) -> tuple[Path, Path]:
 
 
 @pytest.mark.shared
-@needs_shared
-def test_published_coco_metrics() -> None:
-    folder = SHARED / "coco_val2014_100"
+def test_published_coco_metrics(shared: Path) -> None:
+    folder = shared / "evalref" / "coco_val2014_100"
     published = (folder / "val2014_fake_eval_res.txt").read_text().split("type=bbox")[1].split("type=")[0]
     expected = [float(value) for value in re.findall(r"= (0\.\d{3})\n", published)]
     assert len(expected) == 12
@@ -62,20 +58,22 @@ def test_published_coco_metrics() -> None:
 
 
 @pytest.mark.shared
-@needs_shared
 @pytest.mark.parametrize(
     ("protocol", "inclusive", "expected"),
     [("voc10", None, 0.2456), ("voc07", None, 0.2684), ("voc10", False, 0.2254), ("voc07", False, 0.2684)],
 )
-def test_published_voc_metrics(tmp_path: Path, protocol: Any, inclusive: bool | None, expected: float) -> None:
+def test_published_voc_metrics(
+    shared: Path, tmp_path: Path, protocol: Any, inclusive: bool | None, expected: float
+) -> None:
+    folder = shared / "evalref" / "voc_ap_sample"
     truth: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "person"}]}
     found = []
-    for path in sorted((SHARED / "voc_ap_sample" / "groundtruths").glob("*.txt")):
+    for path in sorted((folder / "groundtruths").glob("*.txt")):
         truth["images"].append({"id": path.stem})
         for line in path.read_text().split("\n")[:-1]:
             box = [float(word) for word in line.split()[1:]]
             truth["annotations"].append({"image_id": path.stem, "category_id": 1, "bbox": box})
-    for path in sorted((SHARED / "voc_ap_sample" / "detections").glob("*.txt")):
+    for path in sorted((folder / "detections").glob("*.txt")):
         for line in path.read_text().split("\n")[:-1]:
             score, *box = (float(word) for word in line.split()[1:])
             found.append({"image_id": path.stem, "category_id": 1, "bbox": box, "score": score})

@@ -21,8 +21,6 @@ from mnv2det.structures import Preprocess
 
 pytestmark = pytest.mark.heavy
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-
 
 @pytest.fixture(scope="module")
 def classifier() -> Model:
@@ -208,15 +206,13 @@ def test_wrong_output_and_limit(tflite: str, pictures: str, tmp_path: Path) -> N
 
 
 @pytest.mark.shared
-def test_release_with_photographs(tmp_path: Path) -> None:
-    weights, photographs = SHARED / "weights", SHARED / "coco100" / "val2017"
-    if not weights.is_dir() or not photographs.is_dir():
-        pytest.skip(f"{weights} or {photographs} is not there")
+def test_release_with_photographs(shared: Path, tmp_path: Path) -> None:
+    weights = shared / "weights"
     summary = import_weights(
         str(weights / "tf2_mobilenet_v2_1.0_224_ptq.tflite"),
         str(tmp_path / "w.safetensors"),
         labels=str(weights / "imagenet_labels.txt"),
-        images=str(photographs),
+        images=str(shared / "coco100" / "val2017"),
         limit=16,
         progress=False,
     )

@@ -19,7 +19,6 @@ from mnv2det.structures import Preprocess
 
 pytestmark = pytest.mark.heavy
 
-SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 RELEASES = ["mobilenet_v2_1.0_224_quant.tflite", "tf2_mobilenet_v2_1.0_224_ptq.tflite"]
 HALF = (0.5, 0.5, 0.5)
 
@@ -218,13 +217,6 @@ def test_flipped_bytes_end_in_a_result_or_one_line(tmp_path: Path) -> None:
     assert not [message for message in messages if "\n" in message]
 
 
-def shared(name: str) -> Path:
-    path = SHARED / name
-    if not path.exists():
-        pytest.skip(f"{path} is not there")
-    return path
-
-
 def picture(path: Path) -> Tensor:
     """uint8 (3, 224, 224), resized without regard to its shape."""
     import cv2
@@ -234,20 +226,20 @@ def picture(path: Path) -> Tensor:
 
 @pytest.mark.shared
 @pytest.mark.parametrize("release", RELEASES)
-def test_releases_name_what_is_on_the_pictures(release: str) -> None:
-    model = load(shared(f"weights/{release}"), shared("weights/imagenet_labels.txt"))
+def test_releases_name_what_is_on_the_pictures(release: str, shared: Path) -> None:
+    model = load(shared / "weights" / release, shared / "weights" / "imagenet_labels.txt")
     names = {"cat": "Egyptian cat", "bird": "chickadee", "grace_hopper": "military uniform"}
-    images = torch.stack([picture(shared(f"weights/{name}.bmp")) for name in names])
+    images = torch.stack([picture(shared / "weights" / f"{name}.bmp") for name in names])
     best = logits(model, model.normalize(images)).argmax(1)
     assert [model.classes["cls"][index] for index in best] == list(names.values())
 
 
 @pytest.mark.shared
 @pytest.mark.parametrize("release", RELEASES)
-def test_releases_agree_with_the_reference_interpreter(release: str) -> None:
+def test_releases_agree_with_the_reference_interpreter(release: str, shared: Path) -> None:
     interpreter = pytest.importorskip("ai_edge_litert.interpreter")
-    path = shared(f"weights/{release}")
-    photographs = sorted(shared("voc100/VOCdevkit/VOC2012/JPEGImages").glob("*.jpg"))[:10]
+    path = shared / "weights" / release
+    photographs = sorted((shared / "voc100/VOCdevkit/VOC2012/JPEGImages").glob("*.jpg"))[:10]
     images = torch.stack([picture(photograph) for photograph in photographs])
     model = load(path)
     ours = logits(model, model.normalize(images)).numpy()
@@ -271,12 +263,12 @@ def test_releases_agree_with_the_reference_interpreter(release: str) -> None:
 
 
 @pytest.mark.shared
-def test_releases_that_are_cut_off_or_named_by_others_labels_are_refused(tmp_path: Path) -> None:
+def test_releases_that_are_cut_off_or_named_by_others_labels_are_refused(shared: Path, tmp_path: Path) -> None:
     segmenter = "deeplabv3_mnv2_pascal_quant.tflite"
     for release in [*RELEASES, segmenter]:
-        data = shared(f"weights/{release}").read_bytes()
+        data = (shared / "weights" / release).read_bytes()
         (tmp_path / "cut.tflite").write_bytes(data[: len(data) // 2])
         with pytest.raises(WeightsError, match=r"cut\.tflite: truncated, damaged or unsupported TFLite file"):
             convert_tflite(tmp_path / "cut.tflite")
     with pytest.raises(WeightsError, match=r"imagenet_labels\.txt: 1001 class names, but the network has 21 outputs"):
-        convert_tflite(shared(f"weights/{segmenter}"), labels=shared("weights/imagenet_labels.txt"))
+        convert_tflite(shared / "weights" / segmenter, labels=shared / "weights" / "imagenet_labels.txt")

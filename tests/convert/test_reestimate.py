@@ -18,7 +18,6 @@ from mnv2det.structures import Preprocess
 
 pytestmark = pytest.mark.heavy
 
-SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 RELEASES = ["mobilenet_v2_1.0_224_quant.tflite", "tf2_mobilenet_v2_1.0_224_ptq.tflite"]
 
 
@@ -134,17 +133,16 @@ def test_no_images_or_no_finite_ones_change_nothing() -> None:
 
 @pytest.mark.shared
 @pytest.mark.parametrize("release", RELEASES)
-def test_releases_become_trainable(release: str) -> None:
+def test_releases_become_trainable(release: str, shared: Path) -> None:
     import cv2
 
-    path, folder = SHARED / "weights" / release, SHARED / "coco100" / "val2017"
-    for needed in (path, folder):
-        if not needed.exists():
-            pytest.skip(f"{needed} is not there")
-    tensors, header = convert_tflite(path)
+    tensors, header = convert_tflite(shared / "weights" / release)
     model = assemble(header.backbone, header.heads, classes=header.classes, preprocess=header.preprocess)
     model.load_state_dict(tensors)
-    pictures = [cv2.resize(read_image(photograph), (224, 224)) for photograph in list_images(folder)[:48]]
+    pictures = [
+        cv2.resize(read_image(photograph), (224, 224))
+        for photograph in list_images(shared / "coco100" / "val2017")[:48]
+    ]
     images = model.normalize(torch.stack([torch.from_numpy(p).permute(2, 0, 1) for p in pictures]))
     batch = images[:32]
     before, folded = logits(model, batch), logits(model, batch, train=True)

@@ -12,7 +12,6 @@ from mnv2det.convert.graph import Graph
 from mnv2det.convert.tflite.reader import read_tflite
 from mnv2det.errors import WeightsError
 
-SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "weights"
 RELEASES = [
     ("mobilenet_v2_1.0_224_quant.tflite", 66),
     ("tf2_mobilenet_v2_1.0_224_ptq.tflite", 68),
@@ -213,10 +212,8 @@ def test_flipped_bytes_end_in_a_result_or_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.shared
 @pytest.mark.parametrize(("name", "operators"), RELEASES)
-def test_releases(name: str, operators: int, tmp_path: Path) -> None:
-    path = SHARED / name
-    if not path.is_file():
-        pytest.skip(f"{path} is not there")
+def test_releases(name: str, operators: int, shared: Path, tmp_path: Path) -> None:
+    path = shared / "weights" / name
     graph = read_tflite(path)
     assert len(graph.operators) == operators
     weighted = [operator for operator in graph.operators if operator.weight is not None]

@@ -286,18 +286,16 @@ def test_real_pictures(shared: Path):
     names = tuple("abcdefghijk")
     streets = VOC(
         root=shared / "camvid",
-        bad_data=BadData.stop,
         sets=("CamVid/val",),
         boxes=None,
         masks="required",
         mask_names=names,
-    )
+    ).dataset(BadData.stop)
     objects = COCO(
         root=shared / "coco100",
-        bad_data=BadData.stop,
         annotations="annotations/instances_val2017.json",
         images="val2017",
         masks="voc",
-    )
+    ).dataset(BadData.stop)
     for data in (streets, objects):
         assert_augmentation(augmentation((321, 417), flip=0.5, cat_max=0.75), data, size=(321, 417))

@@ -104,7 +104,7 @@ class CocoJson(Format):
             try:
                 identifier = self._new_id(entry, indices, "annotation_broken", "image_twice")
             except _EntryError as error:
-                report(error)
+                report(error, image=entry["id"] if error.kind == "image_twice" else None)
                 continue
             index = indices[identifier] = len(records.pictures)
             size = (entry.get("height"), entry.get("width"))
