@@ -163,10 +163,11 @@ EVALUATORS: Registry[Any] = Registry("evaluator")
 OPTIMIZERS: Registry[Any] = Registry("optimizer")
 SCHEDULES: Registry[Any] = Registry("schedule")
 RUNTIMES: Registry[Any] = Registry("runtime")
+LABELS: Registry[Any] = Registry("label format")
 
 
 def component_modules() -> list[str]:
     """Names of the modules outside this package that registered a component, for a new process to import."""
-    registries = (BACKBONES, HEADS, DATASETS, AUGMENTATIONS, EVALUATORS, OPTIMIZERS, SCHEDULES, RUNTIMES)
+    registries = (BACKBONES, HEADS, DATASETS, AUGMENTATIONS, EVALUATORS, OPTIMIZERS, SCHEDULES, RUNTIMES, LABELS)
     modules = {registry.get(name).__module__ for registry in registries for name in registry.names()}
     return sorted(module for module in modules if module.split(".")[0] != "mnv2det")
