@@ -42,7 +42,7 @@ class Part(NamedTuple):
 
 
 class Remark(NamedTuple):
-    """Something that was left aside: its kind (see `mnv2det.check.findings.KINDS`), file, what, and what is expected."""
+    """What was left aside: its kind (see `mnv2det.check.findings.KINDS`), the file, what, and what is expected."""
 
     kind: str
     file: str
