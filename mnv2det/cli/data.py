@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 MOST_CLASSES = 20  # rows of the table of classes
 
+IMPORT_EPILOG = """examples:
+  mnv2det data import photos/ -o data/photos
+  mnv2det data import export.roboflow/ -o data/cells --test 0 --link
+  mnv2det data export data/cells --format yolo -o cells_yolo
+
+exit codes: 0 done, 2 your mistake or no labels that can be used, 130 interrupted"""
+
 CHECK_EPILOG = """examples:
   mnv2det data check configs/ssdlite_bccd.yaml data.root=/data
   mnv2det data check photos/ --json findings.json --strict
@@ -28,8 +35,10 @@ exit codes: 0 no errors, 1 errors (with --strict: or warnings), 2 your mistake, 
 
 def add(verbs: Any) -> None:
     """Adds the verbs of ``data`` to the command line."""
-    parent = new_verb(verbs, "data", None, "look for faults in a data set")
+    parent = new_verb(verbs, "data", None, "import, export and check data sets")
     below = parent.add_subparsers(metavar="VERB", required=True)
+    _add_import(below)
+    _add_export(below)
     verb = new_verb(below, "check", _check, "list all that is wrong with the data of a config or folder")
     verb.epilog, verb.formatter_class = CHECK_EPILOG, argparse.RawDescriptionHelpFormatter
     verb.add_argument(
@@ -54,17 +63,100 @@ def add(verbs: Any) -> None:
     verb.add_argument("--strict", action="store_true", help="warnings fail, too")
 
 
+def _add_import(verbs: Any) -> None:
+    verb = new_verb(verbs, "import", _import, "make a data set of what any labelling tool wrote")
+    verb.epilog, verb.formatter_class = IMPORT_EPILOG, argparse.RawDescriptionHelpFormatter
+    verb.add_argument("source", metavar="SOURCE", help="folder with pictures and labels; it stays as it is")
+    verb.add_argument("-o", "--out", required=True, metavar="DIR", help="new folder for the data set")
+    verb.add_argument("--format", metavar="NAME", help="label format of SOURCE (default: it is recognised)")
+    verb.add_argument(
+        "--val", type=float, default=0.2, metavar="SHARE",
+        help="share of the pictures for validation, where SOURCE has no such split (default: %(default)s)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--test", type=float, default=0.1, metavar="SHARE",
+        help="share for a test, where SOURCE has no splits; 0 makes none (default: %(default)s)",
+    )  # fmt: skip
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="another one draws other splits (default: 0)")
+    how = verb.add_mutually_exclusive_group()
+    how.add_argument("--copy", action="store_true", help="copy the pictures (the default)")
+    how.add_argument("--link", action="store_true", help="make hard links to them where the file system can")
+    verb.add_argument("--workers", type=int, metavar="N", help="reading processes (default: one per core)")
+
+
+def _add_export(verbs: Any) -> None:
+    verb = new_verb(verbs, "export", _export, "write an imported data set for another tool")
+    verb.epilog, verb.formatter_class = IMPORT_EPILOG, argparse.RawDescriptionHelpFormatter
+    verb.add_argument("folder", metavar="DIR", help="folder that data import wrote, or any that it reads")
+    verb.add_argument("--format", required=True, metavar="NAME", help="label format to write")
+    verb.add_argument("-o", "--out", required=True, metavar="OUT", help="new folder")
+    verb.add_argument("--link", action="store_true", help="make hard links to the pictures where the file system can")
+    verb.add_argument("--workers", type=int, metavar="N", help="reading processes (default: one per core)")
+
+
+def _import(args: argparse.Namespace) -> int:
+    from mnv2det.commands.import_data import RECORD, import_data
+
+    if not (0 < args.val < 1 and 0 <= args.test < 1 and args.val + args.test < 1):
+        raise ConfigError(
+            f"--val {args.val:g} --test {args.test:g}: expected shares from 0 to 1 that leave some to train"
+        )
+    result = import_data(
+        args.source,
+        args.out,
+        name=args.format,
+        val=args.val,
+        test=args.test,
+        seed=args.seed,
+        link=args.link,
+        workers=_workers(args),
+    )
+    print(f"{args.source}: {result.about}")
+    for role, count in result.counts.items():
+        print(f"  {role:<8}{count['pictures']:>8} pictures{count['boxes']:>9} boxes")
+    names = ", ".join(result.classes[:MOST_CLASSES]) + (" ..." if len(result.classes) > MOST_CLASSES else "")
+    if names:
+        print(f"  {len(result.classes)} classes: {names}")
+    for remark in result.remarks:
+        print(f"note: {remark}")
+    for kind, times in Counter(entry["kind"] for entry in result.left_out).items():
+        example = next(entry for entry in result.left_out if entry["kind"] == kind)
+        print(f"left out: {times} x {kind}, such as {example['file']}: {example['reason']}")
+    if result.left_out:
+        print(f"  all of them: {result.folder / RECORD}")
+    print(f"{'done already' if result.done_before else 'written'}: {result.folder}")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from mnv2det.commands.import_data import export_data
+
+    lines = export_data(args.folder, args.out, name=args.format, link=args.link, workers=_workers(args))
+    for line in lines:
+        print(f"note: {line}")
+    print(f"written: {args.out}")
+    return 0
+
+
+def _workers(args: argparse.Namespace) -> int:
+    from mnv2det.io import cores
+
+    workers: int = cores() if args.workers is None else args.workers
+    if workers < 1:
+        raise ConfigError(f"--workers {workers}: expected at least 1")
+    return workers
+
+
 def _check(args: argparse.Namespace) -> int:
     from mnv2det.check.findings import KINDS
     from mnv2det.check.run import check_data
-    from mnv2det.io import cores
 
     allowed = {kind for text in args.allow for kind in text.split(",")}
     for kind in sorted(allowed - KINDS.keys()):
         raise ConfigError(f"--allow {kind}: no such kind of finding{near(kind, KINDS)}")
-    workers = cores() if args.workers is None else args.workers
-    if workers < 1 or args.limit_per_kind < 0 or (args.size and min(args.size) < 32):
-        raise ConfigError("--workers must be at least 1, --limit-per-kind 0, --size 32")
+    workers = _workers(args)
+    if args.limit_per_kind < 0 or (args.size and min(args.size) < 32):
+        raise ConfigError("--limit-per-kind must be at least 0, --size 32")
     if args.mask_classes is not None and not 1 <= args.mask_classes <= 255:
         raise ConfigError("--mask-classes must be from 1 to 255")
     report = check_data(

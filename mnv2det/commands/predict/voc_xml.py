@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mnv2det.labels.voc import VocObject, annotation_xml
 from mnv2det.structures import Detections
-
-NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def voc_xml(file: str, size: tuple[int, int], results: Sequence[tuple[Detections, Sequence[str]]]) -> bytes:
@@ -27,22 +24,12 @@ def voc_xml(file: str, size: tuple[int, int], results: Sequence[tuple[Detections
         size: (H, W) of the picture.
         results: Detections with their class names.
     """
-    parts = [
-        f"<annotation>\n  <filename>{_xml_text(Path(file).name)}</filename>\n"
-        f"  <size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>\n"
-        "  <segmented>0</segmented>\n"
-    ]
+    objects = []
     for detections, names in results:
         boxes = _voc_boxes(detections.boxes.cpu().numpy(), size).tolist()
-        for (x1, y1, x2, y2), score, label in zip(
-            boxes, detections.scores.tolist(), detections.labels.tolist(), strict=True
-        ):
-            corners = f"<xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax>"
-            parts.append(
-                f"  <object><name>{_xml_text(names[label])}</name><pose>Unspecified</pose><truncated>0</truncated>"
-                f"<difficult>0</difficult><score>{score:.6f}</score><bndbox>{corners}</bndbox></object>\n"
-            )
-    return "".join([*parts, "</annotation>\n"]).encode()
+        for bounds, score, label in zip(boxes, detections.scores.tolist(), detections.labels.tolist(), strict=True):
+            objects.append(VocObject(names[label], bounds, score=score))
+    return annotation_xml(Path(file).name, size, objects)
 
 
 def _voc_boxes(boxes: NDArray[Any], size: tuple[int, int]) -> NDArray[np.int64]:
@@ -56,7 +43,3 @@ def _voc_boxes(boxes: NDArray[Any], size: tuple[int, int]) -> NDArray[np.int64]:
     low = np.clip(np.where(too_small, centred, rounded[:, :2]), 0, room - smallest)
     high = np.clip(np.maximum(rounded[:, 2:], low + smallest), 0, room)
     return np.hstack([low + 1, high])
-
-
-def _xml_text(text: str) -> str:
-    return escape(NOT_XML.sub("?", text))

@@ -1,0 +1,394 @@
+"""Bringing the pictures and labels of any labelling tool into a folder to train on (docs/data.md)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mnv2det.check.findings import KINDS, Finding
+from mnv2det.check.run import Part, judge
+from mnv2det.check.split import Split
+from mnv2det.data.duplicates import Fingerprints
+from mnv2det.errors import ConfigError, DataError
+from mnv2det.io import write_json
+from mnv2det.labels.base import LabelFormat, LabelledBox, LabelledPart, LabelledPicture, Placer, Recognised, Role
+from mnv2det.labels.recognise import recognise
+from mnv2det.labels.split import group_pictures, split_groups
+from mnv2det.registry import LABELS
+
+RECORD = "import.json"  # what was imported and what was left out
+RECORDED = ("about", "counts", "classes", "left_out", "remarks")
+ROLES: tuple[Role, ...] = ("train", "val", "test")
+VERSION = 1
+
+
+@dataclass
+class Imported:
+    """What an import did.
+
+    Attributes:
+        folder: Where the data lies now.
+        about: What the source was recognised as.
+        counts: Pictures and boxes of each split, and of the source.
+        classes: Box classes, or classes of pictures.
+        left_out: Everything that was left out, with its reason.
+        remarks: Lines that the user should know.
+        done_before: Whether the same import was found done, so that nothing was written.
+    """
+
+    folder: Path
+    about: str
+    counts: dict[str, dict[str, int]]
+    classes: list[str]
+    left_out: list[dict[str, Any]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    done_before: bool = False
+
+
+def import_data(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    val: float = 0.2,
+    test: float = 0.1,
+    seed: int = 0,
+    link: bool = False,
+    workers: int = 1,
+) -> Imported:
+    """Reads labelled pictures of any known format and writes them as a data set to train on.
+
+    The source is not changed. What cannot be trained on is left out and listed. Splits of the source are kept.
+
+    Args:
+        source: Folder with pictures and labels.
+        target: New folder for the data set.
+        name: The label format; None recognises it.
+        val: Share of the pictures that are kept for validation, where the source has no such split.
+        test: Share kept for a test; 0 makes no such split.
+        seed: Of the drawing of splits.
+        link: Make hard links to the pictures instead of copies.
+        workers: Processes that read; 0 reads in this one.
+
+    Raises:
+        ConfigError: The target holds something else, or lies in the source.
+        DataError: No labels are recognised, or none can be used.
+    """
+    source, target = Path(os.path.normpath(source)), Path(os.path.normpath(target))
+    options = {"format": name, "val": val, "test": test, "seed": seed}
+    if (before := _done_before(source, target, options)) is not None:
+        return before
+    recognised = recognise(source, name)
+    remarks = [
+        f"{remark.file or source}: {remark.what}" + (f"; {remark.expected}" if remark.expected else "")
+        for remark in recognised.remarks
+    ]
+    parts, findings = read_labels(source, recognised, workers)
+    labelled, left_out = _label(parts, findings), _left_out(findings)
+    names, dropped = _classes(parts, labelled)
+    if not any(labelled.values()):
+        first = f", such as {left_out[0]['file']}: {left_out[0]['reason']}" if left_out else ""
+        raise DataError(f"{source}: no picture is left to train on; {len(left_out)} problems{first}")
+    written, drawn = _split(labelled, parts, {"train": 1 - val - test, "val": val, "test": test}, seed)
+    mask_names = _mask_names(parts)
+    counts = {role: _count(pictures) for role, pictures in written.items()}
+    counts["source"] = {
+        "pictures": sum(len(part.split.records.pictures) for part in parts),
+        "boxes": sum(len(part.split.records.boxes) for part in parts),
+    }
+    labels = sorted({picture.label for pictures in written.values() for picture in pictures if picture.label})
+    result = Imported(target, recognised.about, counts, names or labels, left_out, remarks + dropped + drawn)
+    record = {"version": VERSION, "source": str(source.resolve()), "options": options}
+    record |= {key: getattr(result, key) for key in RECORDED}
+    labelled_parts = [LabelledPart(role, written[role], names, mask_names) for role in ROLES if role in written]
+    label_format: LabelFormat = LABELS.get(native_format(labelled_parts))()
+
+    def write(draft: Path) -> None:
+        label_format.write(labelled_parts, draft, Placer(link=link))
+        write_json(draft / RECORD, record)
+
+    _write_whole(target, write)
+    return result
+
+
+def export_data(
+    folder: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    name: str,
+    link: bool = False,
+    workers: int = 1,
+) -> list[str]:
+    """Writes a data set in the format of another tool.
+
+    Args:
+        folder: What `import_data` wrote, or any folder that it reads.
+        target: New folder.
+        name: The label format.
+        link: Make hard links to the pictures instead of copies.
+        workers: Processes that read; 0 reads in this one.
+
+    Returns:
+        What could not be written, a line for each thing.
+
+    Raises:
+        ConfigError: There is no such format, it cannot hold what is to be written, or the target is not empty.
+        DataError: The folder cannot be read.
+    """
+    folder, target = Path(os.path.normpath(folder)), Path(os.path.normpath(target))
+    label_format: LabelFormat = LABELS.get(name, place="--format")()
+    _check_apart(folder, target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"-o {target}: exists and is not empty")
+    parts, findings = read_labels(folder, recognise(folder), workers)
+    labelled = _label(parts, findings)
+    names, _ = _classes(parts, labelled)
+    roles = {"all": "train"} if not labelled.get("train") else {}
+    mask_names = _mask_names(parts)
+    labels = any(kept[2].label for pictures in labelled.values() for kept in pictures)
+    for has, can, what in (
+        (bool(names), label_format.boxes, "boxes"),
+        (bool(mask_names), label_format.masks, "masks of class ids"),
+        (labels, label_format.labels, "classes of whole pictures"),
+    ):
+        if has and not can:
+            raise ConfigError(f"--format {name}: cannot hold {what}, which {folder} has")
+    written: list[LabelledPart] = []
+    for role, pictures in labelled.items():
+        part = LabelledPart(roles.get(role, role), [kept[2] for kept in pictures], names, mask_names)  # type: ignore[arg-type]
+        written.append(part)
+    lines: list[str] = []
+    _write_whole(target, lambda draft: lines.extend(label_format.write(written, draft, Placer(link=link))))
+    errors = sum(finding.severity == "error" for finding in findings)
+    return lines + ([f"{errors} errors of the source were left out: mnv2det data check {folder}"] if errors else [])
+
+
+def read_labels(source: Path, recognised: Recognised, workers: int) -> tuple[list[Part], list[Finding]]:
+    """Reads all pictures and labels of a folder, and judges them as `mnv2det.check.run.check_data` does.
+
+    Raises:
+        DataError: A class list is wrong.
+    """
+    splits = [Split(part.name, part.role, source, part.format.read(), part.format) for part in recognised.parts]
+    parts, findings = judge(splits, workers)
+    fatal = next((finding for finding in findings if finding.kind == "class_broken"), None)
+    if fatal is not None:
+        raise DataError(f"{source}: {fatal.file}: {fatal.value}; {KINDS['class_broken'].advice}")
+    return parts, findings
+
+
+def _mask_names(parts: Sequence[Part]) -> list[str]:
+    """Classes of the masks; empty where no picture has a mask of its own."""
+    masked = [part for part in parts if any(picture.mask for picture in part.split.records.pictures)]
+    return list(masked[0].split.mask_names or ()) if masked else []
+
+
+def native_format(parts: Sequence[LabelledPart]) -> str:
+    """The label format in which a data set is written to be trained on."""
+    if any(part.mask_names for part in parts):
+        return "voc"
+    return "coco" if any(part.names for part in parts) else "folders"
+
+
+def _done_before(source: Path, target: Path, options: Mapping[str, Any]) -> Imported | None:
+    """The record of the same import done before; None where there is nothing yet.
+
+    Raises:
+        ConfigError: The target holds something else, or it and the source lie in one another.
+    """
+    _check_apart(source, target)
+    if not target.exists():
+        return None
+    record = read_record(target)
+    if record is None:
+        if target.is_dir() and not any(target.iterdir()):
+            return None
+        raise ConfigError(f"-o {target}: exists and is no import; choose a new folder")
+    if record["source"] != str(source.resolve()) or record["options"] != dict(options):
+        raise ConfigError(
+            f"-o {target}: holds another import (of {record['source']}); choose a new folder, or delete it"
+        )
+    return Imported(target, **{key: record[key] for key in RECORDED}, done_before=True)
+
+
+def _check_apart(source: Path, target: Path) -> None:
+    """Refuses to write into what is read, or around it."""
+    real, here = target.resolve(), source.resolve()
+    if real == here or here in real.parents or real in here.parents:
+        raise ConfigError(f"-o {target}: lies in the folder that is read, or the other way round ({source})")
+
+
+def read_record(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """What an import wrote about itself into a folder; None where the folder is no import."""
+    try:
+        record = json.loads((Path(folder) / RECORD).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.get("version") == VERSION else None
+
+
+Kept = tuple[int, int, LabelledPicture]  # number of the part, of the picture in it, and what is kept of it
+
+
+def _label(parts: Sequence[Part], findings: Sequence[Finding]) -> dict[str, list[Kept]]:
+    """What is kept of every part, by its role."""
+    labelled: dict[str, list[Kept]] = {}
+    above = _common_folder(parts)
+    for number, part in enumerate(parts):
+        records, boxes = part.split.records, part.split.records.boxes
+        errors = [f for f in findings if f.split == part.split.name and f.severity == "error" and f.index >= 0]
+        # where an annotation states no size, the picture's own counts
+        dropped = {
+            f.index
+            for f in errors
+            if f.position < 0 and not (f.kind == "image_size" and records.pictures[f.index].size is None)
+        }
+        # a box may be good although its outline is not
+        wrong = {(f.index, f.position) for f in errors if f.position >= 0 and f.kind != "segmentation_broken"}
+        limits = np.tile(part.sizes[boxes.image][:, ::-1], 2)
+        corners = np.clip(boxes.corners, 0, limits)
+        areas = (corners[:, 2:] - corners[:, :2]).prod(axis=1)
+        of_picture: dict[int, list[LabelledBox]] = {}
+        for row in np.flatnonzero(part.good).tolist():
+            index = int(boxes.image[row])
+            if (index, int(boxes.position[row])) not in wrong:
+                x1, y1, x2, y2 = corners[row].tolist()
+                area = float(areas[row] if np.isnan(boxes.area[row]) else boxes.area[row])
+                name = boxes.names[boxes.label[row]]
+                of_picture.setdefault(index, []).append(
+                    LabelledBox(name, (x1, y1, x2, y2), bool(boxes.ignore[row]), area, boxes.runs[row])
+                )
+        labels = records.classes.get("label", [])
+        for index, picture in enumerate(records.pictures):
+            if index in dropped or not picture.file:
+                continue
+            path = records.path(picture.file)
+            height, width = (int(side) for side in part.sizes[index])
+            kept = LabelledPicture(
+                path,
+                path.relative_to(above).as_posix(),
+                (height, width),
+                of_picture.get(index, []),
+                records.path(picture.mask) if picture.mask else None,
+                labels[picture.label] if picture.label >= 0 else "",
+            )
+            labelled.setdefault(part.split.role, []).append((number, index, kept))
+    return labelled
+
+
+def _common_folder(parts: Sequence[Part]) -> str:
+    """The deepest folder that holds all pictures, so that their names in the copy are short."""
+    folders = {
+        os.path.dirname(part.split.records.path(picture.file))
+        for part in parts
+        for picture in part.split.records.pictures
+        if picture.file
+    }
+    return os.path.commonpath(folders) if folders else ""
+
+
+def _left_out(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    """Everything that an error names."""
+    return [
+        {
+            "kind": f.kind,
+            "split": f.split,
+            "file": f.file,
+            "annotation": f.annotation,
+            "reason": f.value + (f"; expected {f.expected}" if f.expected else ""),
+        }
+        for f in findings
+        if f.severity == "error"
+    ]
+
+
+def _classes(parts: Sequence[Part], labelled: Mapping[str, Sequence[Kept]]) -> tuple[list[str], list[str]]:
+    """The box classes that some picture has, in the order of the source's lists, and remarks on the others."""
+    listed = dict.fromkeys(name for part in parts for name in part.split.records.classes.get("labels", []))
+    used = {box.name for pictures in labelled.values() for *_, picture in pictures for box in picture.boxes}
+    unused = [name for name in listed if name not in used]
+    remarks = []
+    if unused and used:
+        names = ", ".join(f"'{name}'" for name in unused[:8]) + (" ..." if len(unused) > 8 else "")
+        remarks.append(f"{len(unused)} classes without a box go: {names}")
+    return [name for name in listed if name in used], remarks
+
+
+def _split(
+    labelled: Mapping[str, list[Kept]], parts: Sequence[Part], shares: Mapping[str, float], seed: int
+) -> tuple[dict[str, list[LabelledPicture]], list[str]]:
+    """The pictures of each split, those of the source where it has them, and remarks.
+
+    Without any split, all are drawn; without a validation split, it is drawn from the training pictures, and a test
+    split that the source has stays as it is.
+    """
+    pools: dict[str, list[Kept]] = {role: list(labelled.get(role, [])) for role in (*ROLES, "all")}
+    remarks = []
+    if not pools["train"]:
+        pools["train"], pools["all"] = pools["all"], []
+    if pools["all"]:
+        remarks.append(f"{len(pools['all'])} pictures of no split of the source went to train")
+        pools["train"] += pools["all"]
+    wanted = {role: share for role, share in shares.items() if role != "train" and share > 0 and not pools[role]}
+    if any(pools[role] for role in ("val", "test")) and "test" in wanted:
+        del wanted["test"]  # the source decided that there is none
+    if wanted:
+        wanted = {"train": 1 - sum(wanted.values()), **wanted}
+        drawn = _draw(pools["train"], parts, wanted, seed, remarks)
+        pools |= {
+            role: [kept for kept, own in zip(pools["train"], drawn, strict=True) if own == role] for role in wanted
+        }
+    return {role: [kept[2] for kept in pools[role]] for role in ROLES if pools[role]}, remarks
+
+
+def _draw(
+    pool: Sequence[Kept], parts: Sequence[Part], shares: Mapping[str, float], seed: int, remarks: list[str]
+) -> list[str]:
+    """A split for each picture of a pool."""
+    names = [picture.name for *_, picture in pool]
+    prints = Fingerprints([parts[number].facts[index].fingerprint for number, index, _ in pool])
+    groups = group_pictures(names, prints)
+    classes = [{box.name for box in picture.boxes} | ({picture.label} - {""}) for *_, picture in pool]
+    drawn = split_groups(groups, classes, shares, seed)
+    together = Counter(groups.tolist())
+    several = [count for count in together.values() if count > 1]
+    if several:
+        remarks.append(
+            f"{sum(several)} pictures are nearly the same as another one, or frames of one clip;"
+            f" they make {len(several)} groups, each of which stays in one split"
+        )
+    missing = [role for role in shares if role not in drawn]
+    if missing and len(pool) >= len(shares):
+        # one clip makes most of the pictures: its end is the least like its beginning
+        order = sorted(range(len(pool)), key=lambda index: names[index])
+        bounds = np.cumsum([0, *(round(share * len(pool)) for share in list(shares.values())[:-1])]).tolist()
+        for role, first, last in zip(shares, bounds, [*bounds[1:], len(pool)], strict=True):
+            for index in order[first:last]:
+                drawn[index] = role
+        remarks.append("most pictures are of one clip: they were split in the order of their names, so metrics flatter")
+    return drawn
+
+
+def _count(pictures: Sequence[LabelledPicture]) -> dict[str, int]:
+    return {"pictures": len(pictures), "boxes": sum(len(picture.boxes) for picture in pictures)}
+
+
+def _write_whole(target: Path, write: Callable[[Path], object]) -> None:
+    """Writes a folder beside its place and moves it there when it is whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.parent / f".{target.name[:100]}.{os.getpid()}.part"
+    draft.mkdir()
+    try:
+        write(draft)
+        draft.rename(target)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
