@@ -78,6 +78,9 @@ def _add_import(verbs: Any) -> None:
         help="share for a test, where SOURCE has no splits; 0 makes none (default: %(default)s)",
     )  # fmt: skip
     verb.add_argument("--seed", type=int, default=0, metavar="N", help="another one draws other splits (default: 0)")
+    verb.add_argument(
+        "--mask-names", metavar="LIST", help="classes of masks in the order of their ids, as in background,road,sky"
+    )
     how = verb.add_mutually_exclusive_group()
     how.add_argument("--copy", action="store_true", help="copy the pictures (the default)")
     how.add_argument("--link", action="store_true", help="make hard links to them where the file system can")
@@ -109,6 +112,7 @@ def _import(args: argparse.Namespace) -> int:
         test=args.test,
         seed=args.seed,
         link=args.link,
+        mask_names=[name.strip() for name in args.mask_names.split(",")] if args.mask_names else None,
         workers=_workers(args),
     )
     print(f"{args.source}: {result.about}")

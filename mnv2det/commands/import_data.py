@@ -17,9 +17,11 @@ from mnv2det.check.findings import KINDS, Finding
 from mnv2det.check.run import Part, judge
 from mnv2det.check.split import Split
 from mnv2det.data.duplicates import Fingerprints
+from mnv2det.data.formats.voc import VocLists
 from mnv2det.errors import ConfigError, DataError
 from mnv2det.io import write_json
 from mnv2det.labels.base import LabelFormat, LabelledBox, LabelledPart, LabelledPicture, Placer, Recognised, Role
+from mnv2det.labels.mask_pairs import MaskPairs
 from mnv2det.labels.recognise import recognise
 from mnv2det.labels.split import group_pictures, split_groups
 from mnv2det.registry import LABELS
@@ -62,6 +64,7 @@ def import_data(
     test: float = 0.1,
     seed: int = 0,
     link: bool = False,
+    mask_names: Sequence[str] | None = None,
     workers: int = 1,
 ) -> Imported:
     """Reads labelled pictures of any known format and writes them as a data set to train on.
@@ -76,6 +79,7 @@ def import_data(
         test: Share kept for a test; 0 makes no such split.
         seed: Of the drawing of splits.
         link: Make hard links to the pictures instead of copies.
+        mask_names: Classes of masks in the order of their ids, where the source has no list of them.
         workers: Processes that read; 0 reads in this one.
 
     Raises:
@@ -83,10 +87,12 @@ def import_data(
         DataError: No labels are recognised, or none can be used.
     """
     source, target = Path(os.path.normpath(source)), Path(os.path.normpath(target))
-    options = {"format": name, "val": val, "test": test, "seed": seed}
+    options = {"format": name, "val": val, "test": test, "seed": seed, "mask_names": mask_names and list(mask_names)}
     if (before := _done_before(source, target, options)) is not None:
         return before
     recognised = recognise(source, name)
+    if mask_names:
+        _name_masks(recognised, mask_names)
     remarks = [
         f"{remark.file or source}: {remark.what}" + (f"; {remark.expected}" if remark.expected else "")
         for remark in recognised.remarks
@@ -98,17 +104,17 @@ def import_data(
         first = f", such as {left_out[0]['file']}: {left_out[0]['reason']}" if left_out else ""
         raise DataError(f"{source}: no picture is left to train on; {len(left_out)} problems{first}")
     written, drawn = _split(labelled, parts, {"train": 1 - val - test, "val": val, "test": test}, seed)
-    mask_names = _mask_names(parts)
+    masks = _mask_names(parts)
     counts = {role: _count(pictures) for role, pictures in written.items()}
     counts["source"] = {
         "pictures": sum(len(part.split.records.pictures) for part in parts),
         "boxes": sum(len(part.split.records.boxes) for part in parts),
     }
     labels = sorted({picture.label for pictures in written.values() for picture in pictures if picture.label})
-    result = Imported(target, recognised.about, counts, names or labels, left_out, remarks + dropped + drawn)
+    result = Imported(target, recognised.about, counts, names or labels or masks, left_out, remarks + dropped + drawn)
     record = {"version": VERSION, "source": str(source.resolve()), "options": options}
     record |= {key: getattr(result, key) for key in RECORDED}
-    labelled_parts = [LabelledPart(role, written[role], names, mask_names) for role in ROLES if role in written]
+    labelled_parts = [LabelledPart(role, written[role], names, masks) for role in ROLES if role in written]
     label_format: LabelFormat = LABELS.get(native_format(labelled_parts))()
 
     def write(draft: Path) -> None:
@@ -183,6 +189,13 @@ def read_labels(source: Path, recognised: Recognised, workers: int) -> tuple[lis
     if fatal is not None:
         raise DataError(f"{source}: {fatal.file}: {fatal.value}; {KINDS['class_broken'].advice}")
     return parts, findings
+
+
+def _name_masks(recognised: Recognised, names: Sequence[str]) -> None:
+    for part in recognised.parts:
+        if not isinstance(part.format, VocLists | MaskPairs):
+            raise ConfigError(f"--mask-names: {recognised.format} has no masks of class ids")
+        part.format.mask_names = tuple(names)
 
 
 def _mask_names(parts: Sequence[Part]) -> list[str]:

@@ -78,7 +78,7 @@ class VocLabels(LabelFormat):
         """See `LabelFormat.recognise`."""
         homes = sorted({path[: path.index("JPEGImages/")] for path in tree.pictures if "JPEGImages/" in path})
         homes = [home for home in homes if _labelled(tree, home)]
-        if homes:
+        if homes and not (any(file.endswith("labelmap.txt") for file in tree.files) and not tree.with_suffix(".xml")):
             return _devkit(tree, homes)
         xmls = tree.with_suffix(".xml")
         if not xmls:

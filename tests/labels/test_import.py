@@ -11,12 +11,15 @@ import cv2
 import numpy as np
 import pytest
 from check_tools import Coco, Voc, item, picture, save, xml
+from PIL import Image
 
 from mnv2det.check.run import check_data
 from mnv2det.cli import main
 from mnv2det.commands.import_data import RECORD, export_data, import_data
 from mnv2det.errors import ConfigError, DataError
 from mnv2det.labels.recognise import recognise
+
+NAMES = ("background", "road", "tree")
 
 
 def content(root: Path) -> dict[str, bytes]:
@@ -286,6 +289,73 @@ def test_masks_of_class_ids_come_through(tmp_path: Path):
     for mask in (source.home / "SegmentationClass").glob("*.png"):
         copies = list((tmp_path / "data").rglob(mask.name))
         assert [copy.read_bytes() for copy in copies] == [mask.read_bytes()]
+
+
+def mask(number: int) -> np.ndarray:
+    ids = np.zeros((40, 60), np.uint8)
+    ids[5:25, 10 + number : 30 + number] = 1
+    ids[20:35, 30:50] = 2
+    return ids
+
+
+COLOURS = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 64]], np.uint8)
+
+
+@pytest.mark.parametrize("layout", ["ids", "palette", "class_dict.csv", "labelmap.txt", "suffix"])
+def test_masks_beside_pictures_are_read_by_their_ids_or_colours(tmp_path: Path, layout: str):
+    source = tmp_path / "tool"
+    for number in range(6):
+        ids = mask(number)
+        stem = f"masks/p{number}"
+        if layout == "suffix":
+            stem = f"images/p{number}_mask"
+        save(source / f"images/p{number}.jpg", picture(number), quality=90)
+        image = Image.fromarray(ids if layout in ("ids", "suffix") else COLOURS[ids])
+        if layout == "palette":
+            image = Image.fromarray(ids, "P")
+            image.putpalette(COLOURS.tobytes())
+        (source / stem).parent.mkdir(exist_ok=True)
+        image.save(source / f"{stem}.png")
+    if layout == "class_dict.csv":
+        rows = "".join(f"{name},{r},{g},{b}\n" for name, (r, g, b) in zip(NAMES, COLOURS.tolist(), strict=True))
+        (source / layout).write_text(f"name,r,g,b\n{rows}")
+    elif layout == "labelmap.txt":
+        rows = "".join(f"{name}:{r},{g},{b}::\n" for name, (r, g, b) in zip(NAMES, COLOURS.tolist(), strict=True))
+        (source / layout).write_text(f"# label:color_rgb:parts:actions\n{rows}")
+    else:
+        (source / "classes.txt").write_text("\n".join(NAMES))
+    result = import_data(source, tmp_path / "data", test=0)
+    assert (result.classes, result.left_out) == (list(NAMES), [])
+    for number in range(6):
+        (copy,) = (tmp_path / "data").rglob(f"p{number}.png")
+        np.testing.assert_array_equal(np.asarray(Image.open(copy)), mask(number))
+
+
+def test_black_and_white_masks_are_background_and_object(tmp_path: Path):
+    for number in range(5):
+        save(tmp_path / f"tool/images/p{number}.jpg", picture(number), quality=90)
+        save(tmp_path / f"tool/masks/p{number}.png", (mask(number) == 1).astype(np.uint8) * 255)
+    save(tmp_path / "tool/images/alone.jpg", picture(9), quality=90)
+    result = import_data(tmp_path / "tool", tmp_path / "data", test=0)
+    assert result.classes == ["background", "object"]
+    assert [(entry["kind"], entry["file"]) for entry in result.left_out] == [("mask_missing", "images/alone.jpg")]
+    (copy,) = (tmp_path / "data").rglob("p3.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(copy)), mask(3) == 1)
+
+
+def test_a_mask_of_strange_colours_is_left_out_by_name(tmp_path: Path):
+    source = tmp_path / "tool"
+    for number in range(5):
+        save(source / f"images/p{number}.jpg", picture(number), quality=90)
+        colours = COLOURS[mask(number)]
+        if number == 2:
+            colours[:, :20] = (9, 9, 200)
+        save(source / f"masks/p{number}.png", colours)
+    rows = "".join(f"{name},{r},{g},{b}\n" for name, (r, g, b) in zip(NAMES, COLOURS.tolist(), strict=True))
+    (source / "class_dict.csv").write_text(f"name,r,g,b\n{rows}")
+    (entry,) = import_data(source, tmp_path / "data", test=0).left_out
+    assert entry["file"] == "images/p2.jpg"
+    assert "33% of its pixels are of colours of no class, such as (9, 9, 200)" in entry["reason"]
 
 
 @pytest.mark.parametrize("splits", [True, False])
