@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections import Counter
 from collections.abc import Iterable
 from itertools import groupby
@@ -81,6 +82,12 @@ def _add_import(verbs: Any) -> None:
     verb.add_argument(
         "--mask-names", metavar="LIST", help="classes of masks in the order of their ids, as in background,road,sky"
     )
+    verb.add_argument(
+        "--weights", metavar="FILE", help="weights that training starts from (default: those in weights/, if any)"
+    )
+    aim = verb.add_mutually_exclusive_group()
+    aim.add_argument("--fast", action="store_true", help="a config with a smaller input and a shorter training")
+    aim.add_argument("--accurate", action="store_true", help="a config with a larger input and a longer training")
     how = verb.add_mutually_exclusive_group()
     how.add_argument("--copy", action="store_true", help="copy the pictures (the default)")
     how.add_argument("--link", action="store_true", help="make hard links to them where the file system can")
@@ -113,6 +120,8 @@ def _import(args: argparse.Namespace) -> int:
         seed=args.seed,
         link=args.link,
         mask_names=[name.strip() for name in args.mask_names.split(",")] if args.mask_names else None,
+        weights=args.weights,
+        speed="fast" if args.fast else "accurate" if args.accurate else "balanced",
         workers=_workers(args),
     )
     print(f"{args.source}: {result.about}")
@@ -128,7 +137,10 @@ def _import(args: argparse.Namespace) -> int:
         print(f"left out: {times} x {kind}, such as {example['file']}: {example['reason']}")
     if result.left_out:
         print(f"  all of them: {result.folder / RECORD}")
+    for line in result.config_lines:
+        print(f"config: {line}")
     print(f"{'done already' if result.done_before else 'written'}: {result.folder}")
+    print(f"next: mnv2det train {shlex.quote(str(result.folder))}")
     return 0
 
 

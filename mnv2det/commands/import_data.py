@@ -16,18 +16,22 @@ import numpy as np
 from mnv2det.check.findings import KINDS, Finding
 from mnv2det.check.run import Part, judge
 from mnv2det.check.split import Split
+from mnv2det.commands.data_config import Speed, starts_with_detector, suggest_config
 from mnv2det.data.duplicates import Fingerprints
 from mnv2det.data.formats.voc import VocLists
-from mnv2det.errors import ConfigError, DataError
+from mnv2det.errors import ConfigError, DataError, WeightsError
 from mnv2det.io import write_json
 from mnv2det.labels.base import LabelFormat, LabelledBox, LabelledPart, LabelledPicture, Placer, Recognised, Role
 from mnv2det.labels.mask_pairs import MaskPairs
 from mnv2det.labels.recognise import recognise
 from mnv2det.labels.split import group_pictures, split_groups
+from mnv2det.models.weight_file import read_header
 from mnv2det.registry import LABELS
 
 RECORD = "import.json"  # what was imported and what was left out
-RECORDED = ("about", "counts", "classes", "left_out", "remarks")
+CONFIG = "config.yaml"
+WEIGHTS = "weights"  # folder of the working directory in which weights to start from are looked for
+RECORDED = ("about", "counts", "classes", "left_out", "remarks", "config_lines")
 ROLES: tuple[Role, ...] = ("train", "val", "test")
 VERSION = 1
 
@@ -43,6 +47,7 @@ class Imported:
         classes: Box classes, or classes of pictures.
         left_out: Everything that was left out, with its reason.
         remarks: Lines that the user should know.
+        config_lines: What was chosen for the config, a line for each.
         done_before: Whether the same import was found done, so that nothing was written.
     """
 
@@ -52,6 +57,7 @@ class Imported:
     classes: list[str]
     left_out: list[dict[str, Any]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    config_lines: list[str] = field(default_factory=list)
     done_before: bool = False
 
 
@@ -65,6 +71,8 @@ def import_data(
     seed: int = 0,
     link: bool = False,
     mask_names: Sequence[str] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    speed: Speed = "balanced",
     workers: int = 1,
 ) -> Imported:
     """Reads labelled pictures of any known format and writes them as a data set to train on.
@@ -80,6 +88,8 @@ def import_data(
         seed: Of the drawing of splits.
         link: Make hard links to the pictures instead of copies.
         mask_names: Classes of masks in the order of their ids, where the source has no list of them.
+        weights: Weights that the written config starts from; None takes what it finds in ``weights/``.
+        speed: Whether the config aims at a short training or a better model.
         workers: Processes that read; 0 reads in this one.
 
     Raises:
@@ -87,6 +97,8 @@ def import_data(
         DataError: No labels are recognised, or none can be used.
     """
     source, target = Path(os.path.normpath(source)), Path(os.path.normpath(target))
+    if weights is not None and not os.path.isfile(weights):
+        raise ConfigError(f"--weights {weights}: no such file")
     options = {"format": name, "val": val, "test": test, "seed": seed, "mask_names": mask_names and list(mask_names)}
     if (before := _done_before(source, target, options)) is not None:
         return before
@@ -112,13 +124,19 @@ def import_data(
     }
     labels = sorted({picture.label for pictures in written.values() for picture in pictures if picture.label})
     result = Imported(target, recognised.about, counts, names or labels or masks, left_out, remarks + dropped + drawn)
-    record = {"version": VERSION, "source": str(source.resolve()), "options": options}
-    record |= {key: getattr(result, key) for key in RECORDED}
     labelled_parts = [LabelledPart(role, written[role], names, masks) for role in ROLES if role in written]
     label_format: LabelFormat = LABELS.get(native_format(labelled_parts))()
 
+    start = str(Path(weights).resolve()) if weights else find_weights(names)
+    suggestion = suggest_config(labelled_parts, target.resolve(), speed=speed, weights=start)
+    result.config_lines = suggestion.lines
+
+    record = {"version": VERSION, "source": str(source.resolve()), "options": options}
+    record |= {key: getattr(result, key) for key in RECORDED}
+
     def write(draft: Path) -> None:
         label_format.write(labelled_parts, draft, Placer(link=link))
+        (draft / CONFIG).write_text(suggestion.text, "utf-8")
         write_json(draft / RECORD, record)
 
     _write_whole(target, write)
@@ -202,6 +220,25 @@ def _mask_names(parts: Sequence[Part]) -> list[str]:
     """Classes of the masks; empty where no picture has a mask of its own."""
     masked = [part for part in parts if any(picture.mask for picture in part.split.records.pictures)]
     return list(masked[0].split.mask_names or ()) if masked else []
+
+
+def find_weights(names: Sequence[str]) -> str | None:
+    """Weights to start from in the folder ``weights``: for boxes a detector's, else any; None where there are none.
+
+    Args:
+        names: Box classes of the data; empty for other data.
+    """
+    files = sorted(Path(WEIGHTS).glob("*.safetensors")) if os.path.isdir(WEIGHTS) else []
+    usable = []
+    for file in files:
+        try:
+            header = read_header(file)
+        except WeightsError:
+            continue
+        if header.trainable and header.backbone["name"] == "mobilenet_v2":
+            usable.append((bool(names) and starts_with_detector(str(file)), file))
+    best = max(usable, key=lambda pair: pair[0], default=None)
+    return str(best[1].resolve()) if best else None
 
 
 def native_format(parts: Sequence[LabelledPart]) -> str:

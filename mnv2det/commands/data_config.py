@@ -1,0 +1,398 @@
+"""A config made for a data set: input size, anchors, augmentation and length of training, each with its reason."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnv2det.data.masks import read_mask
+from mnv2det.io import evenly_spread
+from mnv2det.labels.base import LabelledPart
+from mnv2det.models.weight_file import read_header
+from mnv2det.ops.anchors import Shape, level_shapes
+from mnv2det.registry import HEADS
+
+Speed = Literal["fast", "balanced", "accurate"]
+
+# pixels of the input, square root of its area; published SSDLite has 320
+SIDES: dict[Speed, int] = {"fast": 256, "balanced": 320, "accurate": 416}
+LENGTHS: dict[Speed, float] = {"fast": 0.6, "balanced": 1.0, "accurate": 2.0}
+GROWN = 1.5  # at most so many times more for small objects
+MULTIPLE = 32  # of input sides: the backbone's coarsest stride
+SMALLEST = 14.0  # pixels that the median object of the smallest class should have in the input
+FINE = 40.0  # pixels below which a tenth of the objects needs a level of stride 8
+PER_LEVEL = 3  # anchors of a level, on average
+NATURAL = 3.5  # an anchor's side, in strides of the level it suits best
+ENLARGED = 1.35  # what training's crops make of an object, beside its own size
+SEEN = 4000  # pictures seen in training, where there are 200; it grows with the root of their number
+SEEN_MASKS = 5200  # the same of masks
+FEW = 2000  # pictures up to which the first blocks of trained weights stay as they are
+ENLARGED_MASKS = 1.5  # at most so many times the pictures' own size, for masks
+LONGEST: dict[Speed, int] = {"fast": 480, "balanced": 720, "accurate": 960}  # side of a segmenter's input, in pixels
+BATCH = 8
+# words of classes that a mirror turns into another class or into nonsense
+MIRRORED = re.compile(r"(?i)(^|[^a-z])(left|right|text|letter|digit|number|plate|sign|arrow|logo|word)s?($|[^a-z])")
+
+
+@dataclass
+class Suggestion:
+    """A config, and what is said about it on the terminal.
+
+    Attributes:
+        text: The YAML, with comments.
+        lines: What was chosen, a line for each thing worth knowing.
+    """
+
+    text: str
+    lines: list[str] = field(default_factory=list)
+
+
+class Levels(NamedTuple):
+    """A detector's levels: taps of the backbone, channels of those behind it, and anchors (scale, ratio) of each."""
+
+    taps: list[str]
+    extras: list[int]
+    anchors: list[list[Shape]]
+
+
+def suggest_config(
+    parts: Sequence[LabelledPart], folder: Path, *, speed: Speed = "balanced", weights: str | None = None
+) -> Suggestion:
+    """Makes the config of a data set that `mnv2det.commands.import_data.import_data` wrote.
+
+    Args:
+        parts: Its splits; the choices are made from the training pictures alone.
+        folder: Where it lies.
+        speed: Towards a small and quickly trained model, or a better one.
+        weights: Weights to start from; None starts from random ones, and says so.
+    """
+    train = next(part for part in parts if part.role == "train")
+    roles = [part.role for part in parts]
+    if train.mask_names:
+        return _segmentation(train, roles, folder, speed, weights)
+    if train.names:
+        return _detection(train, roles, folder, speed, weights)
+    return _classification(train, roles, folder, speed, weights)
+
+
+def _detection(
+    train: LabelledPart, roles: Sequence[str], folder: Path, speed: Speed, weights: str | None
+) -> Suggestion:
+    pairs = [(picture, box) for picture in train.pictures for box in picture.boxes if not box.ignore]
+    names = [box.name for _, box in pairs]
+    sizes = np.array([picture.size for picture, _ in pairs], np.float64)
+    corners = np.array([box.corners for _, box in pairs], np.float64)
+    shares = (corners[:, 2:] - corners[:, :2]) / sizes[:, ::-1]
+    root = np.sqrt(shares.prod(axis=1))
+    medians = {name: float(np.median(root[[other == name for other in names]])) for name in set(names)}
+    smallest = min(sorted(medians), key=medians.__getitem__)
+    size = input_size([picture.size for picture in train.pictures], speed, medians[smallest])
+    pixels = medians[smallest] * math.prod(size) ** 0.5
+    boxes = shares * np.array(size[::-1])
+    lines = [f"input {size[0]}x{size[1]}: the median '{smallest}', the smallest class, has {pixels:.0f} pixels in it"]
+    if weights is not None and starts_with_detector(weights):
+        head = ["# levels and anchors are those of the detector that training starts from"]
+    else:
+        levels = fit_levels(boxes, names, size)
+        before, after = coverage(DEFAULT, boxes, size), coverage(levels, boxes, size)
+        head = [
+            "# levels and anchors [scale, width / height] fitted to the boxes of train (k-means on IoU):",
+            f"# {after:.1%} of the boxes have an anchor of IoU 0.5, {before:.1%} with the published ones",
+            f"taps: [{', '.join(levels.taps)}]",
+            f"extras: {levels.extras}",
+            "anchors:",
+            *(f"  - {[list(shape) for shape in level]}" for level in levels.anchors),
+        ]
+        lines.append(f"anchors: {after:.1%} of the boxes have one of IoU 0.5; {before:.1%} with the published ones")
+    mirrored = next((name for name in train.names if MIRRORED.search(name)), None)
+    flip = (
+        f"0.0}}}}   # no mirror: it would change '{mirrored}'"
+        if mirrored
+        else "0.5}}   # set 0 if left and right matter"
+    )
+    steps, epochs = _length(len(train.pictures), speed)
+    lines.append(_training_line(steps, epochs, len(train.pictures)))
+    indent = "\n        "
+    text = f"""\
+{_heading("detector", train, roles, folder)}
+model:
+{_weights(weights, len(train.pictures))}
+  # the pictures' median shape; the median '{smallest}', the smallest class, has {pixels:.0f} pixels in it
+  input_size: [{size[0]}, {size[1]}]
+tasks:
+  det:
+    head:
+      name: ssdlite
+      args:
+        {indent.join([*head, "box_weight: 2.0"])}
+    evaluator: {{name: coco}}
+data:
+  root: {_quoted(folder)}
+  train: {{name: coco, args: {{annotations: annotations/train.json, images: images}}}}
+  val: {{name: coco, args: {{annotations: annotations/{_val(roles)}.json, images: images}}}}
+  augment: {{name: ssd, args: {{crop: 0.5, area: [0.3, 1.0], flip: {flip}
+{_training(steps, epochs, "sgd, args: {lr: 0.025, momentum: 0.9, weight_decay: 4.0e-5}", "cosine")}"""
+    return Suggestion(text, lines)
+
+
+def _segmentation(
+    train: LabelledPart, roles: Sequence[str], folder: Path, speed: Speed, weights: str | None
+) -> Suggestion:
+    height, width = np.median(np.array([picture.size for picture in train.pictures], np.float64), axis=0)
+    # thin things need many pixels: pictures are enlarged, but not without end
+    factor = min(ENLARGED_MASKS, LONGEST[speed] / max(height, width))
+    size = [max(1, round(side * factor / 4)) * 4 for side in (height, width)]
+    crop = [min(max(4, round(side * 0.59 / 16)) * 16, 512) for side in size]
+    frequency = mask_shares(train)
+    # the fourth root of how rare a class is, 1 on average
+    wanted = np.where(frequency > 0, np.maximum(frequency, 1e-4), 1.0) ** -0.25
+    present = wanted[frequency > 0]
+    rare = np.where(frequency > 0, wanted / present.mean(), 1.0).round(1).tolist()
+    steps, epochs = _length(len(train.pictures), speed, SEEN_MASKS)
+    absent = [name for name, share in zip(train.mask_names, frequency, strict=True) if share == 0]
+    lines = [f"input {size[0]}x{size[1]}: the pictures' median size times {factor:.2g}"]
+    lines += [f"no pixel of train is of '{name}'" for name in absent]
+    lines.append(_training_line(steps, epochs, len(train.pictures)))
+    names = ", ".join(_quoted(name) for name in train.mask_names)
+    mirrored = next((name for name in train.mask_names if MIRRORED.search(name)), None)
+    flip = f", flip: 0.0}}}}   # no mirror: it would change '{mirrored}'" if mirrored else "}}"
+    text = f"""\
+{_heading("segmenter", train, roles, folder)}
+model:
+  backbone: {{name: mobilenet_v2, args: {{output_stride: 16}}}}
+{_weights(weights, len(train.pictures))}
+  input_size: {size}            # the pictures' median size times {factor:.2g}
+tasks:
+  seg:
+    head:
+      name: mobile_deeplab
+      args:
+        detail_tap: block6                        # class scores of stride 8 beside those of 16: thin things
+        # rare classes count more, by about the fourth root of how rare they are
+        class_weights: {rare}
+        loss_stride: 3
+    evaluator: {{name: miou}}
+data:
+  root: {_quoted(folder)}
+  train: {{name: voc, args: &masks {{
+    sets: [data/train], boxes: null, masks: required, lists: Segmentation,
+    mask_names: [{names}]}}}}
+  val: {{name: voc, args: {{<<: *masks, sets: [data/{_val(roles)}]}}}}
+  augment: {{name: deeplab, args: {{base: {max(size)}, scale: [0.6, 1.6], crop: {crop}, photometric: 0.5{flip}
+{_training(steps, epochs, "sgd, args: {lr: 0.01, momentum: 0.9, weight_decay: 4.0e-5}", "poly", head_lr_factor=10)}"""
+    return Suggestion(text, lines)
+
+
+def _classification(
+    train: LabelledPart, roles: Sequence[str], folder: Path, speed: Speed, weights: str | None
+) -> Suggestion:
+    side = {"fast": 160, "balanced": 224, "accurate": 256}[speed]
+    steps, epochs = _length(len(train.pictures), speed)
+    names = sorted({picture.label for picture in train.pictures})
+    mirrored = next((name for name in names if MIRRORED.search(name)), None)
+    flip = (
+        f"0.0}}}}   # no mirror: it would change '{mirrored}'"
+        if mirrored
+        else "0.5}}   # set 0 if left and right matter"
+    )
+    text = f"""\
+{_heading("classifier", train, roles, folder)}
+model:
+{_weights(weights, len(train.pictures))}
+  input_size: [{side}, {side}]
+tasks:
+  cls:
+    head: {{name: classifier}}
+    evaluator: {{name: topk}}
+data:
+  root: {_quoted(folder)}
+  train: {{name: imagefolder, args: {{images: train}}}}
+  val: {{name: imagefolder, args: {{images: {_val(roles)}}}}}
+  augment: {{name: inception, args: {{area: [0.3, 1.0], flip: {flip}
+{_training(steps, epochs, "sgd, args: {lr: 0.02, momentum: 0.9, weight_decay: 4.0e-5}", "cosine")}"""
+    lines = [f"input {side}x{side}", _training_line(steps, epochs, len(train.pictures))]
+    return Suggestion(text, lines)
+
+
+def _heading(what: str, train: LabelledPart, roles: Sequence[str], folder: Path) -> str:
+    lines = [f"# A {what} of the data in this folder, made for its {len(train.pictures)} training pictures by"]
+    lines.append(f"# mnv2det data import. Train it with: mnv2det train {shlex.quote(str(folder))}")
+    if "val" not in roles:
+        lines.append("# There is no validation split: it is measured on what it learns from, so the metrics flatter.")
+    if "test" in roles:
+        lines.append("# The test split is not used here; it is for the last line of a report (docs/data.md).")
+    return "\n".join(lines)
+
+
+def _weights(weights: str | None, count: int) -> str:
+    if weights is None:
+        return (
+            "  # Random weights. Begin with trained ones if you can, a detector's or those of ImageNet: with a few\n"
+            "  # hundred pictures nothing else gains as much (mnv2det data import --weights FILE; docs/weights.md).\n"
+            "  weights: null"
+        )
+    frozen = "\n  freeze: block3                         # hardly changes on so few pictures; saves half of the time"
+    return f"  weights: {_quoted(weights)}" + (frozen if count <= FEW else "")
+
+
+def _training(steps: int, epochs: float, optimizer: str, schedule: str, head_lr_factor: int = 1) -> str:
+    factor = f"  head_lr_factor: {head_lr_factor}\n" if head_lr_factor != 1 else ""
+    return f"""\
+  batch_size: {BATCH}
+  workers: 2
+  bad_data: stop                                  # the import left out what cannot be learned
+optim:
+  optimizer: {{name: {optimizer}}}
+  schedule: {{name: {schedule}}}
+{factor}  warmup_steps: {max(1, min(steps // 10, 100))}
+  clip_norm: 10
+train:
+  steps: {steps}                                      # {epochs:.0f} passes over the training pictures
+  amp: bf16
+  channels_last: true
+  ema_decay: {1 - 1 / max(10.0, 0.45 * steps):.4f}                      # averages about the last half of the steps
+  eval_every: {max(1, round(epochs / 5))}
+"""
+
+
+def _length(count: int, speed: Speed, seen: int = SEEN) -> tuple[int, float]:
+    """Steps, and passes over so many pictures."""
+    steps = max(40, round(seen * LENGTHS[speed] * math.sqrt(count / 200) / BATCH / 10) * 10)
+    return steps, steps * BATCH / count
+
+
+def _training_line(steps: int, epochs: float, count: int) -> str:
+    return f"training: {steps} steps of {BATCH} pictures, {epochs:.0f} passes over {count} pictures"
+
+
+def _val(roles: Sequence[str]) -> str:
+    return "val" if "val" in roles else "train"
+
+
+def _quoted(text: object) -> str:
+    """A text as a YAML string."""
+    return json.dumps(str(text), ensure_ascii=False)
+
+
+def starts_with_detector(weights: str) -> bool:
+    """Whether a weight file holds a detector, whose architecture and anchors go on to be used."""
+    if not os.path.isfile(weights):
+        return False
+    header = read_header(weights)
+    return any(HEADS.get(head["name"]).target_key == "labels" for head in header.heads.values())
+
+
+def mask_shares(part: LabelledPart) -> NDArray[np.float64]:
+    """Each mask class's share of the labelled pixels, in up to 200 masks: float64 (K,)."""
+    total = np.zeros(256, np.int64)
+    for mask in evenly_spread([picture.mask for picture in part.pictures if picture.mask], 200):
+        total += np.bincount(read_mask(mask, len(part.mask_names)).ravel(), minlength=256)
+    counts = total[: len(part.mask_names)].astype(np.float64)
+    shares: NDArray[np.float64] = counts / max(counts.sum(), 1.0)
+    return shares
+
+
+def input_size(pictures: Sequence[tuple[int, int]], speed: Speed, smallest: float) -> tuple[int, int]:
+    """(H, W) of the input: the median shape of the pictures, and enough pixels for the smallest class.
+
+    Args:
+        pictures: (H, W) of each.
+        speed: See `suggest_config`.
+        smallest: Side of the smallest class's median object, as a share of its picture's.
+    """
+    height, width = np.median(np.array(pictures, np.float64), axis=0)
+    side = float(SIDES[speed])
+    side = min(max(side, SMALLEST / max(smallest, 1e-6)), side * GROWN)
+    aspect = min(max(width / height, 0.5), 2.0)
+    sides = [max(2, round(length / MULTIPLE)) * MULTIPLE for length in (side / aspect**0.5, side * aspect**0.5)]
+    return sides[0], sides[1]
+
+
+def fit_levels(boxes: NDArray[np.float64], names: Sequence[str], size: tuple[int, int]) -> Levels:
+    """Levels and anchors for boxes.
+
+    Anchor shapes are the centres of k-means with 1 - IoU as distance (Redmon and Farhadi, YOLO9000, section 2),
+    over the boxes as they are and as training's crops enlarge them, rare classes counting more. Each goes to the level
+    whose cells suit its size.
+
+    Args:
+        boxes: float64 (N, 2), width and height in pixels of the input.
+        names: Their N classes.
+        size: (H, W) of the input.
+    """
+    root = np.sqrt(boxes.prod(axis=1))
+    taps = ["block14.expand/16", "last/32"]
+    strides = [16, 32]
+    if np.quantile(root, 0.1) < FINE:
+        taps, strides = ["block7.expand/8", *taps], [8, *strides]
+    largest = min(float(np.quantile(root, 0.98)) * ENLARGED, float(min(size)))
+    extras: list[int] = []
+    while strides[-1] * NATURAL < largest and strides[-1] < min(size) / 2:
+        strides.append(strides[-1] * 2)
+        extras.append(256 if not extras else 128)
+    counts = {name: names.count(name) for name in set(names)}
+    weight = np.array([counts[name] ** -0.5 for name in names])
+    both = np.minimum(np.concatenate([boxes, boxes * ENLARGED]), np.array(size[::-1]))
+    centres = _k_means(both, np.tile(weight, 2), PER_LEVEL * len(strides))
+    anchors: list[list[Shape]] = [[] for _ in strides]
+    for width, height in centres.tolist():
+        side = math.sqrt(width * height)
+        level = int(np.argmin([abs(math.log(side / (NATURAL * stride))) for stride in strides]))
+        anchors[level].append((round(side / min(size), 4), round(width / height, 3)))
+    for shapes, stride in zip(anchors, strides, strict=True):
+        if not shapes:  # a level needs one; it costs little
+            shapes.append((round(min(NATURAL * stride / min(size), 0.95), 4), 1.0))
+    return Levels(taps, extras, [sorted(shapes) for shapes in anchors])
+
+
+def _k_means(boxes: NDArray[np.float64], weight: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """float64 (K, 2): centres of widths and heights; at most one for each distinct shape."""
+    count = min(count, len(np.unique(boxes.round(), axis=0)))
+    order = np.argsort(boxes.prod(axis=1), kind="stable")
+    # it begins with shapes evenly spread over all sizes: nothing is drawn, so it repeats exactly
+    centres = boxes[order[((np.arange(count) + 0.5) * len(order) / count).astype(np.int64)]]
+    for _ in range(100):
+        nearest = _shape_iou(boxes, centres).argmax(axis=1)
+        moved = centres.copy()
+        for number in range(count):
+            own = nearest == number
+            if own.any():
+                moved[number] = np.exp(np.average(np.log(boxes[own]), axis=0, weights=weight[own]))
+        if np.allclose(moved, centres, rtol=1e-4):
+            break
+        centres = moved
+    return centres
+
+
+def _shape_iou(boxes: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
+    """float64 (N, K): IoU of boxes and centres laid on one corner."""
+    shared = np.minimum(boxes[:, None], centres[None]).prod(axis=2)
+    iou: NDArray[np.float64] = shared / (boxes.prod(axis=1)[:, None] + centres.prod(axis=1)[None] - shared)
+    return iou
+
+
+def coverage(levels: Levels, boxes: NDArray[np.float64], size: tuple[int, int]) -> float:
+    """Share of boxes that have an anchor of IoU 0.5 or more if they lie at the centre of a cell, as the best case.
+
+    Args:
+        levels: Whose anchors.
+        boxes: float64 (N, 2), width and height in pixels of the input.
+        size: (H, W) of the input.
+    """
+    shapes = np.array([shape for level in levels.anchors for shape in level])
+    side = shapes[:, 0] * min(size)
+    centres = np.stack([side * np.sqrt(shapes[:, 1]), side / np.sqrt(shapes[:, 1])], axis=1)
+    return float((_shape_iou(boxes, centres).max(axis=1) >= 0.5).mean())
+
+
+DEFAULT = Levels([], [], [list(level) for level in level_shapes(6)])
