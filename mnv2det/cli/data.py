@@ -85,6 +85,10 @@ def _add_import(verbs: Any) -> None:
     verb.add_argument(
         "--weights", metavar="FILE", help="weights that training starts from (default: those in weights/, if any)"
     )
+    verb.add_argument(
+        "--tasks", metavar="LIST",
+        help="what the config is for: det, seg, cls or det,seg (default: boxes if there are any, else masks)",
+    )  # fmt: skip
     aim = verb.add_mutually_exclusive_group()
     aim.add_argument("--fast", action="store_true", help="a config with a smaller input and a shorter training")
     aim.add_argument("--accurate", action="store_true", help="a config with a larger input and a longer training")
@@ -121,6 +125,7 @@ def _import(args: argparse.Namespace) -> int:
         link=args.link,
         mask_names=[name.strip() for name in args.mask_names.split(",")] if args.mask_names else None,
         weights=args.weights,
+        tasks=_tasks(args.tasks),
         speed="fast" if args.fast else "accurate" if args.accurate else "balanced",
         workers=_workers(args),
     )
@@ -152,6 +157,13 @@ def _export(args: argparse.Namespace) -> int:
         print(f"note: {line}")
     print(f"written: {args.out}")
     return 0
+
+
+def _tasks(text: str | None) -> list[Any]:
+    tasks = [task.strip() for task in text.split(",")] if text else []
+    if text and (len(set(tasks)) < len(tasks) or not ({*tasks} <= {"det", "seg"} or tasks == ["cls"])):
+        raise ConfigError(f"--tasks {text}: expected det, seg, det,seg or cls")
+    return tasks
 
 
 def _workers(args: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnv2det.data.masks import read_mask
+from mnv2det.errors import ConfigError
 from mnv2det.io import evenly_spread
 from mnv2det.labels.base import LabelledPart
 from mnv2det.models.weight_file import read_header
@@ -23,6 +24,8 @@ from mnv2det.ops.anchors import Shape, level_shapes
 from mnv2det.registry import HEADS
 
 Speed = Literal["fast", "balanced", "accurate"]
+Task = Literal["det", "seg", "cls"]
+NEEDS = {"det": "a box", "seg": "a mask or outline", "cls": "a class of its own"}
 
 # pixels of the input, square root of its area; published SSDLite has 320
 SIDES: dict[Speed, int] = {"fast": 256, "balanced": 320, "accurate": 416}
@@ -30,7 +33,7 @@ LENGTHS: dict[Speed, float] = {"fast": 0.6, "balanced": 1.0, "accurate": 2.0}
 GROWN = 1.5  # at most so many times more for small objects
 MULTIPLE = 32  # of input sides: the backbone's coarsest stride
 SMALLEST = 14.0  # pixels that the median object of the smallest class should have in the input
-FINE = 40.0  # pixels below which a tenth of the objects needs a level of stride 8
+FINE = 40.0  # pixels: a tenth of the objects, or half of a class, below it needs a level of stride 8
 PER_LEVEL = 3  # anchors of a level, on average
 NATURAL = 3.5  # an anchor's side, in strides of the level it suits best
 ENLARGED = 1.35  # what training's crops make of an object, beside its own size
@@ -66,32 +69,95 @@ class Levels(NamedTuple):
 
 
 def suggest_config(
-    parts: Sequence[LabelledPart], folder: Path, *, speed: Speed = "balanced", weights: str | None = None
+    parts: Sequence[LabelledPart],
+    folder: Path,
+    *,
+    tasks: Sequence[Task] = (),
+    speed: Speed = "balanced",
+    weights: str | None = None,
 ) -> Suggestion:
     """Makes the config of a data set that `mnv2det.commands.import_data.import_data` wrote.
 
     Args:
         parts: Its splits; the choices are made from the training pictures alone.
         folder: Where it lies.
+        tasks: What to learn; empty takes boxes where there are any, else masks, else classes of pictures.
         speed: Towards a small and quickly trained model, or a better one.
         weights: Weights to start from; None starts from random ones, and says so.
+
+    Raises:
+        ConfigError: The data lacks what a task needs.
     """
     train = next(part for part in parts if part.role == "train")
-    roles = [part.role for part in parts]
-    if train.mask_names:
-        return _segmentation(train, roles, folder, speed, weights)
-    if train.names:
-        return _detection(train, roles, folder, speed, weights)
-    return _classification(train, roles, folder, speed, weights)
+    data = DataFacts(train, [part.role for part in parts], folder)
+    has: dict[Task, bool] = {"det": data.boxed, "seg": data.masked, "cls": data.labelled}
+    there = [task for task in has if has[task]]
+    missing = next((task for task in tasks if task not in there), None)
+    if missing:
+        raise ConfigError(
+            f"--tasks {missing}: the data has {NEEDS[missing]} on no picture; it can be {', '.join(there)}"
+        )
+    chosen = tuple(tasks) or tuple(there[:1])
+    if chosen == ("cls",):
+        return _classification(data, speed, weights)
+    if chosen == ("seg",):
+        return _segmentation(data, speed, weights)
+    return _detection(data, speed, weights, masks="seg" in chosen)
 
 
-def _detection(
-    train: LabelledPart, roles: Sequence[str], folder: Path, speed: Speed, weights: str | None
-) -> Suggestion:
-    pairs = [(picture, box) for picture in train.pictures for box in picture.boxes if not box.ignore]
-    names = [box.name for _, box in pairs]
-    sizes = np.array([picture.size for picture, _ in pairs], np.float64)
-    corners = np.array([box.corners for _, box in pairs], np.float64)
+class DataFacts:
+    """What a config is made from.
+
+    Args:
+        train: The training pictures.
+        roles: The splits there are.
+        folder: Where the data lies.
+    """
+
+    def __init__(self, train: LabelledPart, roles: Sequence[str], folder: Path) -> None:
+        self.train, self.roles, self.folder = train, roles, folder
+        self.pairs = [(picture, box) for picture in train.pictures for box in picture.boxes if not box.ignore]
+        self.in_files = bool(train.mask_names)  # masks are PNGs, which VOC's layout holds, or outlines in COCO's json
+        self.boxed, self.labelled = bool(self.pairs), any(picture.label for picture in train.pictures)
+        self.masked = self.in_files or any(box.runs for _, box in self.pairs)
+        self.val = "val" if "val" in roles else "train"
+
+    @property
+    def mask_names(self) -> list[str]:
+        """Classes of the masks."""
+        return self.train.mask_names if self.in_files else ["background", *self.train.names]
+
+    def sets(self, *, boxes: bool, masks: bool) -> str:
+        """``data.train`` and ``data.val`` as YAML."""
+        if not self.in_files:
+            outlines = ", masks: coco" if masks else ""
+            return "\n".join(
+                f"  {key}: {{name: coco, args: {{annotations: annotations/{role}.json, images: images{outlines}}}}}"
+                for key, role in (("train", "train"), ("val", self.val))
+            )
+        names = ", ".join(_quoted(name) for name in self.mask_names)
+        wanted = f"boxes: {'required' if boxes else 'null'}"
+        if masks:
+            need = "required" if all(picture.mask for picture in self.train.pictures) else "optional"
+            wanted += f", masks: {need}, lists: {'Main' if boxes else 'Segmentation'},\n    mask_names: [{names}]"
+        return (
+            f"  train: {{name: voc, args: &data {{\n    sets: [data/train], {wanted}}}}}\n"
+            f"  val: {{name: voc, args: {{<<: *data, sets: [data/{self.val}]}}}}"
+        )
+
+    def flip(self, names: Sequence[str]) -> str:
+        """The end of the augmentation's line: how many pictures are mirrored, and why."""
+        mirrored = next((name for name in names if MIRRORED.search(name)), None)
+        if mirrored:
+            return f"flip: 0.0}}}}   # a mirror would change '{mirrored}'"
+        return "flip: 0.5}}   # mirrored half of the time; set 0 if left and right matter"
+
+
+def _detection(data: DataFacts, speed: Speed, weights: str | None, *, masks: bool) -> Suggestion:
+    train = data.train
+    names = [box.name for _, box in data.pairs]
+    sizes = np.array([picture.size for picture, _ in data.pairs], np.float64)
+    corners = np.array([box.corners for _, box in data.pairs], np.float64)
     shares = (corners[:, 2:] - corners[:, :2]) / sizes[:, ::-1]
     root = np.sqrt(shares.prod(axis=1))
     medians = {name: float(np.median(root[[other == name for other in names]])) for name in set(names)}
@@ -114,18 +180,14 @@ def _detection(
             *(f"  - {[list(shape) for shape in level]}" for level in levels.anchors),
         ]
         lines.append(f"anchors: {after:.1%} of the boxes have one of IoU 0.5; {before:.1%} with the published ones")
-    mirrored = next((name for name in train.names if MIRRORED.search(name)), None)
-    flip = (
-        f"0.0}}}}   # no mirror: it would change '{mirrored}'"
-        if mirrored
-        else "0.5}}   # set 0 if left and right matter"
-    )
     steps, epochs = _length(len(train.pictures), speed)
     lines.append(_training_line(steps, epochs, len(train.pictures)))
     indent = "\n        "
+    backbone = "\n  backbone: {name: mobilenet_v2, args: {output_stride: 16}}   # for the masks" if masks else ""
+    segmenter = "\n  seg: {head: {name: mobile_deeplab}, evaluator: {name: miou}}" if masks else ""
     text = f"""\
-{_heading("detector", train, roles, folder)}
-model:
+{_heading("detector and segmenter" if masks else "detector", data)}
+model:{backbone}
 {_weights(weights, len(train.pictures))}
   # the pictures' median shape; the median '{smallest}', the smallest class, has {pixels:.0f} pixels in it
   input_size: [{size[0]}, {size[1]}]
@@ -135,39 +197,34 @@ tasks:
       name: ssdlite
       args:
         {indent.join([*head, "box_weight: 2.0"])}
-    evaluator: {{name: coco}}
+    evaluator: {{name: coco}}{segmenter}
 data:
-  root: {_quoted(folder)}
-  train: {{name: coco, args: {{annotations: annotations/train.json, images: images}}}}
-  val: {{name: coco, args: {{annotations: annotations/{_val(roles)}.json, images: images}}}}
-  augment: {{name: ssd, args: {{crop: 0.5, area: [0.3, 1.0], flip: {flip}
+  root: {_quoted(data.folder)}
+{data.sets(boxes=True, masks=masks)}
+  augment: {{name: ssd, args: {{crop: 0.5, area: [0.3, 1.0], {data.flip(train.names)}
 {_training(steps, epochs, "sgd, args: {lr: 0.025, momentum: 0.9, weight_decay: 4.0e-5}", "cosine")}"""
     return Suggestion(text, lines)
 
 
-def _segmentation(
-    train: LabelledPart, roles: Sequence[str], folder: Path, speed: Speed, weights: str | None
-) -> Suggestion:
+def _segmentation(data: DataFacts, speed: Speed, weights: str | None) -> Suggestion:
+    train = data.train
     height, width = np.median(np.array([picture.size for picture in train.pictures], np.float64), axis=0)
     # thin things need many pixels: pictures are enlarged, but not without end
     factor = min(ENLARGED_MASKS, LONGEST[speed] / max(height, width))
     size = [max(1, round(side * factor / 4)) * 4 for side in (height, width)]
     crop = [min(max(4, round(side * 0.59 / 16)) * 16, 512) for side in size]
-    frequency = mask_shares(train)
+    frequency = mask_shares(data)
     # the fourth root of how rare a class is, 1 on average
     wanted = np.where(frequency > 0, np.maximum(frequency, 1e-4), 1.0) ** -0.25
     present = wanted[frequency > 0]
     rare = np.where(frequency > 0, wanted / present.mean(), 1.0).round(1).tolist()
     steps, epochs = _length(len(train.pictures), speed, SEEN_MASKS)
-    absent = [name for name, share in zip(train.mask_names, frequency, strict=True) if share == 0]
+    absent = [name for name, share in zip(data.mask_names, frequency, strict=True) if share == 0]
     lines = [f"input {size[0]}x{size[1]}: the pictures' median size times {factor:.2g}"]
     lines += [f"no pixel of train is of '{name}'" for name in absent]
     lines.append(_training_line(steps, epochs, len(train.pictures)))
-    names = ", ".join(_quoted(name) for name in train.mask_names)
-    mirrored = next((name for name in train.mask_names if MIRRORED.search(name)), None)
-    flip = f", flip: 0.0}}}}   # no mirror: it would change '{mirrored}'" if mirrored else "}}"
     text = f"""\
-{_heading("segmenter", train, roles, folder)}
+{_heading("segmenter", data)}
 model:
   backbone: {{name: mobilenet_v2, args: {{output_stride: 16}}}}
 {_weights(weights, len(train.pictures))}
@@ -183,53 +240,43 @@ tasks:
         loss_stride: 3
     evaluator: {{name: miou}}
 data:
-  root: {_quoted(folder)}
-  train: {{name: voc, args: &masks {{
-    sets: [data/train], boxes: null, masks: required, lists: Segmentation,
-    mask_names: [{names}]}}}}
-  val: {{name: voc, args: {{<<: *masks, sets: [data/{_val(roles)}]}}}}
-  augment: {{name: deeplab, args: {{base: {max(size)}, scale: [0.6, 1.6], crop: {crop}, photometric: 0.5{flip}
+  root: {_quoted(data.folder)}
+{data.sets(boxes=False, masks=True)}
+  augment: {{name: deeplab, args: {{base: {max(size)}, scale: [0.6, 1.6], crop: {crop}, photometric: 0.5,
+    {data.flip(data.mask_names)}
 {_training(steps, epochs, "sgd, args: {lr: 0.01, momentum: 0.9, weight_decay: 4.0e-5}", "poly", head_lr_factor=10)}"""
     return Suggestion(text, lines)
 
 
-def _classification(
-    train: LabelledPart, roles: Sequence[str], folder: Path, speed: Speed, weights: str | None
-) -> Suggestion:
+def _classification(data: DataFacts, speed: Speed, weights: str | None) -> Suggestion:
+    count = len(data.train.pictures)
     side = {"fast": 160, "balanced": 224, "accurate": 256}[speed]
-    steps, epochs = _length(len(train.pictures), speed)
-    names = sorted({picture.label for picture in train.pictures})
-    mirrored = next((name for name in names if MIRRORED.search(name)), None)
-    flip = (
-        f"0.0}}}}   # no mirror: it would change '{mirrored}'"
-        if mirrored
-        else "0.5}}   # set 0 if left and right matter"
-    )
+    steps, epochs = _length(count, speed)
+    names = sorted({picture.label for picture in data.train.pictures})
     text = f"""\
-{_heading("classifier", train, roles, folder)}
+{_heading("classifier", data)}
 model:
-{_weights(weights, len(train.pictures))}
+{_weights(weights, count)}
   input_size: [{side}, {side}]
 tasks:
   cls:
     head: {{name: classifier}}
     evaluator: {{name: topk}}
 data:
-  root: {_quoted(folder)}
+  root: {_quoted(data.folder)}
   train: {{name: imagefolder, args: {{images: train}}}}
-  val: {{name: imagefolder, args: {{images: {_val(roles)}}}}}
-  augment: {{name: inception, args: {{area: [0.3, 1.0], flip: {flip}
+  val: {{name: imagefolder, args: {{images: {data.val}}}}}
+  augment: {{name: inception, args: {{area: [0.3, 1.0], {data.flip(names)}
 {_training(steps, epochs, "sgd, args: {lr: 0.02, momentum: 0.9, weight_decay: 4.0e-5}", "cosine")}"""
-    lines = [f"input {side}x{side}", _training_line(steps, epochs, len(train.pictures))]
-    return Suggestion(text, lines)
+    return Suggestion(text, [f"input {side}x{side}", _training_line(steps, epochs, count)])
 
 
-def _heading(what: str, train: LabelledPart, roles: Sequence[str], folder: Path) -> str:
-    lines = [f"# A {what} of the data in this folder, made for its {len(train.pictures)} training pictures by"]
-    lines.append(f"# mnv2det data import. Train it with: mnv2det train {shlex.quote(str(folder))}")
-    if "val" not in roles:
+def _heading(what: str, data: DataFacts) -> str:
+    lines = [f"# A {what} of the data in this folder, made for its {len(data.train.pictures)} training pictures by"]
+    lines.append(f"# mnv2det data import. Train it with: mnv2det train {shlex.quote(str(data.folder))}")
+    if "val" not in data.roles:
         lines.append("# There is no validation split: it is measured on what it learns from, so the metrics flatter.")
-    if "test" in roles:
+    if "test" in data.roles:
         lines.append("# The test split is not used here; it is for the last line of a report (docs/data.md).")
     return "\n".join(lines)
 
@@ -275,10 +322,6 @@ def _training_line(steps: int, epochs: float, count: int) -> str:
     return f"training: {steps} steps of {BATCH} pictures, {epochs:.0f} passes over {count} pictures"
 
 
-def _val(roles: Sequence[str]) -> str:
-    return "val" if "val" in roles else "train"
-
-
 def _quoted(text: object) -> str:
     """A text as a YAML string."""
     return json.dumps(str(text), ensure_ascii=False)
@@ -292,13 +335,19 @@ def starts_with_detector(weights: str) -> bool:
     return any(HEADS.get(head["name"]).target_key == "labels" for head in header.heads.values())
 
 
-def mask_shares(part: LabelledPart) -> NDArray[np.float64]:
+def mask_shares(data: DataFacts) -> NDArray[np.float64]:
     """Each mask class's share of the labelled pixels, in up to 200 masks: float64 (K,)."""
-    total = np.zeros(256, np.int64)
-    for mask in evenly_spread([picture.mask for picture in part.pictures if picture.mask], 200):
-        total += np.bincount(read_mask(mask, len(part.mask_names)).ravel(), minlength=256)
-    counts = total[: len(part.mask_names)].astype(np.float64)
-    shares: NDArray[np.float64] = counts / max(counts.sum(), 1.0)
+    counts = np.zeros(256)
+    names = data.mask_names
+    if data.in_files:
+        for mask in evenly_spread([picture.mask for picture in data.train.pictures if picture.mask], 200):
+            counts += np.bincount(read_mask(mask, len(names)).ravel(), minlength=256)
+    else:
+        for _, box in data.pairs:
+            counts[names.index(box.name)] += box.area
+        counts[0] = max(sum(math.prod(picture.size) for picture in data.train.pictures) - counts.sum(), 0)
+    labelled = counts[: len(names)]
+    shares: NDArray[np.float64] = labelled / max(labelled.sum(), 1.0)
     return shares
 
 
@@ -333,7 +382,8 @@ def fit_levels(boxes: NDArray[np.float64], names: Sequence[str], size: tuple[int
     root = np.sqrt(boxes.prod(axis=1))
     taps = ["block14.expand/16", "last/32"]
     strides = [16, 32]
-    if np.quantile(root, 0.1) < FINE:
+    medians = [np.median(root[[other == name for other in names]]) for name in set(names)]
+    if min(np.quantile(root, 0.1), *medians) < FINE:
         taps, strides = ["block7.expand/8", *taps], [8, *strides]
     largest = min(float(np.quantile(root, 0.98)) * ENLARGED, float(min(size)))
     extras: list[int] = []

@@ -16,7 +16,7 @@ import numpy as np
 from mnv2det.check.findings import KINDS, Finding
 from mnv2det.check.run import Part, judge
 from mnv2det.check.split import Split
-from mnv2det.commands.data_config import Speed, starts_with_detector, suggest_config
+from mnv2det.commands.data_config import Speed, Task, starts_with_detector, suggest_config
 from mnv2det.data.duplicates import Fingerprints
 from mnv2det.data.formats.voc import VocLists
 from mnv2det.errors import ConfigError, DataError, WeightsError
@@ -72,6 +72,7 @@ def import_data(
     link: bool = False,
     mask_names: Sequence[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
+    tasks: Sequence[Task] = (),
     speed: Speed = "balanced",
     workers: int = 1,
 ) -> Imported:
@@ -89,6 +90,7 @@ def import_data(
         link: Make hard links to the pictures instead of copies.
         mask_names: Classes of masks in the order of their ids, where the source has no list of them.
         weights: Weights that the written config starts from; None takes what it finds in ``weights/``.
+        tasks: What the config is for; empty takes boxes where there are any, else masks, else classes of pictures.
         speed: Whether the config aims at a short training or a better model.
         workers: Processes that read; 0 reads in this one.
 
@@ -99,7 +101,16 @@ def import_data(
     source, target = Path(os.path.normpath(source)), Path(os.path.normpath(target))
     if weights is not None and not os.path.isfile(weights):
         raise ConfigError(f"--weights {weights}: no such file")
-    options = {"format": name, "val": val, "test": test, "seed": seed, "mask_names": mask_names and list(mask_names)}
+    options = {
+        "format": name,
+        "val": val,
+        "test": test,
+        "seed": seed,
+        "mask_names": list(mask_names or ()),
+        "weights": None if weights is None else str(weights),
+        "tasks": list(tasks),
+        "speed": speed,
+    }
     if (before := _done_before(source, target, options)) is not None:
         return before
     recognised = recognise(source, name)
@@ -128,7 +139,7 @@ def import_data(
     label_format: LabelFormat = LABELS.get(native_format(labelled_parts))()
 
     start = str(Path(weights).resolve()) if weights else find_weights(names)
-    suggestion = suggest_config(labelled_parts, target.resolve(), speed=speed, weights=start)
+    suggestion = suggest_config(labelled_parts, target.resolve(), tasks=tasks, speed=speed, weights=start)
     result.config_lines = suggestion.lines
 
     record = {"version": VERSION, "source": str(source.resolve()), "options": options}
@@ -219,7 +230,15 @@ def _name_masks(recognised: Recognised, names: Sequence[str]) -> None:
 def _mask_names(parts: Sequence[Part]) -> list[str]:
     """Classes of the masks; empty where no picture has a mask of its own."""
     masked = [part for part in parts if any(picture.mask for picture in part.split.records.pictures)]
-    return list(masked[0].split.mask_names or ()) if masked else []
+    if not masked:
+        return []
+    names = list(masked[0].split.mask_names or ())
+    if masked[0].split.mask_guessed:
+        # as many as the largest id that occurs needs
+        used = {name for part in masked for name, pixels in part.pixels.items() if pixels}
+        count = 1 + max((number for number, name in enumerate(names) if name in used), default=0)
+        names = ["background", *(f"class {number}" for number in range(1, count))]
+    return names
 
 
 def find_weights(names: Sequence[str]) -> str | None:
@@ -384,6 +403,10 @@ def _split(
     remarks = []
     if not pools["train"]:
         pools["train"], pools["all"] = pools["all"], []
+    if not pools["train"]:
+        only = max(("val", "test"), key=lambda role: len(pools[role]))
+        remarks.append(f"the source has no pictures to train on but those of '{only}': splits were drawn from them")
+        pools["train"], pools[only] = pools[only], []
     if pools["all"]:
         remarks.append(f"{len(pools['all'])} pictures of no split of the source went to train")
         pools["train"] += pools["all"]
