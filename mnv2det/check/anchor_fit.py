@@ -128,15 +128,16 @@ def config_detector(
         remarks.append(f"{config.model.weights}: not there; anchors are those of the config alone")
     shape = list(size) if size else config.model.input_size
     detectors = {name: part for name, part in config.tasks.items() if HEADS.get(part.head.name).target_key == "labels"}
-    tasks = detectors or config.tasks
-    classes = {name: list(names) or ["object"] for name in tasks}
+    if not detectors:
+        return None
+    classes = {name: list(names) or ["object"] for name in detectors}
     plain = dataclasses.replace(config.model, input_size=shape, weights=None, freeze=None)
     try:
-        model, _ = from_config(dataclasses.replace(plain, weights=weights), tasks, classes)
+        model, _ = from_config(dataclasses.replace(plain, weights=weights), detectors, classes)
     except WeightsError as error:
         remarks.append(f"{error}; anchors are those of the config alone")
-        model, _ = from_config(plain, tasks, classes)
-    return _of_model(model, ", ".join(tasks))
+        model, _ = from_config(plain, detectors, classes)
+    return _of_model(model, ", ".join(detectors))
 
 
 def _of_model(model: Model, name: str) -> Detector | None:

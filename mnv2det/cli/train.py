@@ -30,7 +30,7 @@ def add(verbs: Any) -> None:
     verb = new_verb(verbs, "train", _train, "train a model into a run folder, or resume one")
     verb.epilog = STOPPING
     verb.formatter_class = argparse.RawDescriptionHelpFormatter
-    verb.add_argument("config", nargs="?", help="a YAML of configs/ (not with --resume)")
+    verb.add_argument("config", nargs="?", help="a YAML, or a folder that data import wrote (not with --resume)")
     add_overrides(verb)
     verb.add_argument("--out", metavar="DIR", help="run folder (default: runs/NAME_OF_CONFIG)")
     verb.add_argument(
@@ -82,7 +82,7 @@ def _train(args: argparse.Namespace) -> int:
     run = RunFolder(args.resume or args.out or Path("runs") / Path(args.config).stem)
     if args.resume:
         run.check_begun()
-    config = load_config(run.config if args.resume else args.config, args.overrides)
+    config = load_config(run.config if args.resume else config_file(args.config), args.overrides)
     _check_paths(config, run, bool(args.resume))
     from mnv2det.engine.trainer import train
 

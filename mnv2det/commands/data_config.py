@@ -216,8 +216,8 @@ def _segmentation(data: DataFacts, speed: Speed, weights: str | None) -> Suggest
     frequency = mask_shares(data)
     # the fourth root of how rare a class is, 1 on average
     wanted = np.where(frequency > 0, np.maximum(frequency, 1e-4), 1.0) ** -0.25
-    present = wanted[frequency > 0]
-    rare = np.where(frequency > 0, wanted / present.mean(), 1.0).round(1).tolist()
+    present = wanted[frequency > 0].mean() if (frequency > 0).any() else 1.0
+    rare = np.where(frequency > 0, wanted / present, 1.0).round(1).tolist()
     steps, epochs = _length(len(train.pictures), speed, SEEN_MASKS)
     absent = [name for name, share in zip(data.mask_names, frequency, strict=True) if share == 0]
     lines = [f"input {size[0]}x{size[1]}: the pictures' median size times {factor:.2g}"]

@@ -188,7 +188,7 @@ def test_exit_codes_report_and_json(tmp_path: Path, capsys):
         ([".", "a=1"], "is a folder; overrides such as 'a=1' are for a config"),
         (["a.json"], "a.json: expected a config (.yaml) or a folder of data"),
         (["empty"], "no data set recognised; expected a config (.yaml), VOC's layout"),
-        (["empty", "--workers", "0"], "--workers must be at least 1"),
+        (["empty", "--workers", "0"], "--workers 0: expected at least 1"),
         (["empty", "--size", "8", "8"], "--size 32"),
         (["empty", "--mask-classes", "0"], "--mask-classes must be from 1 to 255"),
     ],
