@@ -172,7 +172,12 @@ def unlisted(splits: Sequence[Split]) -> list[Finding]:
     folders: dict[Path, tuple[Split, set[Path]]] = {}
     for split in splits:
         records = split.records
-        listed = {records.path(picture.file) for picture in records.pictures if picture.file}
+        listed = {
+            records.path(file)
+            for picture in records.pictures
+            for file in (picture.file, picture.mask, picture.annotation)
+            if file
+        }
         for folder in records.picture_folders:
             folders.setdefault(folder, (split, set()))[1].update(listed)
     findings = []

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from mnv2det.check.findings import KINDS, Finding
+from mnv2det.check.folder import unlisted
 from mnv2det.check.run import Part, judge
 from mnv2det.check.split import Split
 from mnv2det.commands.data_config import Speed, Task, starts_with_detector, suggest_config
 from mnv2det.data.duplicates import Fingerprints
+from mnv2det.data.formats.records import Records
 from mnv2det.data.formats.voc import VocLists
 from mnv2det.errors import ConfigError, DataError, WeightsError
 from mnv2det.io import write_json
@@ -121,6 +123,7 @@ def import_data(
         for remark in recognised.remarks
     ]
     parts, findings = read_labels(source, recognised, workers)
+    findings += unlisted([part.split for part in parts])
     labelled, left_out = _label(parts, findings), _left_out(findings)
     names, dropped = _classes(parts, labelled)
     if not any(labelled.values()):
@@ -131,7 +134,7 @@ def import_data(
     counts = {role: _count(pictures) for role, pictures in written.items()}
     counts["source"] = {
         "pictures": sum(len(part.split.records.pictures) for part in parts),
-        "boxes": sum(len(part.split.records.boxes) for part in parts),
+        "boxes": sum(_annotated(part.split.records) for part in parts),
     }
     labels = sorted({picture.label for pictures in written.values() for picture in pictures if picture.label})
     result = Imported(target, recognised.about, counts, names or labels or masks, left_out, remarks + dropped + drawn)
@@ -189,18 +192,19 @@ def export_data(
     roles = {"all": "train"} if not labelled.get("train") else {}
     mask_names = _mask_names(parts)
     labels = any(kept[2].label for pictures in labelled.values() for kept in pictures)
-    for has, can, what in (
-        (bool(names), label_format.boxes, "boxes"),
-        (bool(mask_names), label_format.masks, "masks of class ids"),
-        (labels, label_format.labels, "classes of whole pictures"),
-    ):
-        if has and not can:
-            raise ConfigError(f"--format {name}: cannot hold {what}, which {folder} has")
+    contents = {
+        "boxes": (bool(names), label_format.boxes),
+        "masks of class ids": (bool(mask_names), label_format.masks),
+        "classes of whole pictures": (labels, label_format.labels),
+    }
+    lacking = [what for what, (has, can) in contents.items() if has and not can]
+    if lacking and not any(has and can for has, can in contents.values()):
+        raise ConfigError(f"--format {name}: cannot hold {lacking[0]}, which {folder} has")
     written: list[LabelledPart] = []
     for role, pictures in labelled.items():
         part = LabelledPart(roles.get(role, role), [kept[2] for kept in pictures], names, mask_names)  # type: ignore[arg-type]
         written.append(part)
-    lines: list[str] = []
+    lines = [f"{name} cannot hold {what}: left out" for what in lacking]
     _write_whole(target, lambda draft: lines.extend(label_format.write(written, draft, Placer(link=link))))
     errors = sum(finding.severity == "error" for finding in findings)
     return lines + ([f"{errors} errors of the source were left out: mnv2det data check {folder}"] if errors else [])
@@ -365,7 +369,7 @@ def _common_folder(parts: Sequence[Part]) -> str:
 
 
 def _left_out(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """Everything that an error names."""
+    """Everything that an error names, and pictures that no label names."""
     return [
         {
             "kind": f.kind,
@@ -375,7 +379,7 @@ def _left_out(findings: Sequence[Finding]) -> list[dict[str, Any]]:
             "reason": f.value + (f"; expected {f.expected}" if f.expected else ""),
         }
         for f in findings
-        if f.severity == "error"
+        if f.severity == "error" or f.kind == "image_unlisted"
     ]
 
 
@@ -448,6 +452,14 @@ def _draw(
                 drawn[index] = role
         remarks.append("most pictures are of one clip: they were split in the order of their names, so metrics flatter")
     return drawn
+
+
+def _annotated(records: Records) -> int:
+    """The number of boxes in the files, those that could not be read among them."""
+    boxes = records.boxes
+    read = set(zip(boxes.image.tolist(), boxes.position.tolist(), strict=True))
+    unread = {(p.index, p.position) for p in records.problems if p.position >= 0} - read
+    return len(read) + len(unread)
 
 
 def _count(pictures: Sequence[LabelledPicture]) -> dict[str, int]:

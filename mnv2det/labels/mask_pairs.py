@@ -19,7 +19,18 @@ from mnv2det.data.formats.records import Picture, Records
 from mnv2det.data.images import DAMAGED, MOST_PIXELS
 from mnv2det.errors import DataError
 from mnv2det.io import evenly_spread
-from mnv2det.labels.base import LabelFormat, LabelledPart, Part, Placer, Recognised, Remark, Tree, role_of
+from mnv2det.labels.base import (
+    LabelFormat,
+    LabelledPart,
+    Part,
+    Placer,
+    Recognised,
+    Remark,
+    Tree,
+    read_names,
+    read_text,
+    role_of,
+)
 from mnv2det.registry import LABELS
 from mnv2det.structures import IGNORE
 
@@ -34,7 +45,6 @@ SAMPLE = 24  # masks that are looked into to see of which kind they are
 STRAY = 0.02  # share of a mask's pixels that may be of no class: blurred borders
 TABLE_FILES = ("class_dict.csv", "labelmap.txt", "label_colors.txt", "_classes.csv")
 NAME_FILES = ("classes.txt", "class_names.txt", "labels.txt", "names.txt")
-LARGEST_TABLE = 2**20  # bytes
 Colour = tuple[int, int, int]
 
 
@@ -68,7 +78,7 @@ class MaskPairs(Format):
         if self.mask_names is not None:
             records.classes["mask"] = list(self.mask_names)
         for index, (picture, mask) in enumerate(self.pairs):
-            records.pictures.append(Picture(picture, picture, boxed=False))
+            records.pictures.append(Picture(picture, picture, annotation=mask, boxed=False))
             what = "" if mask else "no mask of its name"
             if mask and self.colours:
                 try:
@@ -226,7 +236,7 @@ def _table(tree: Tree) -> list[tuple[str, Colour | None]]:
     if file is None:
         return []
     rows = []
-    for line in _text(tree.path(file)).splitlines():
+    for line in read_text(tree.path(file)).splitlines():
         row = _row(os.path.basename(file), line)
         if row is not None:
             rows.append(row)
@@ -256,12 +266,4 @@ def _row(file: str, line: str) -> tuple[str, Colour | None] | None:
 
 def _names(tree: Tree) -> list[str] | None:
     file = next((file for file in tree.files if os.path.basename(file).lower() in NAME_FILES), None)
-    if file is None:
-        return None
-    return [line.strip() for line in _text(tree.path(file)).splitlines() if line.strip()] or None
-
-
-def _text(path: Path) -> str:
-    if path.stat().st_size > LARGEST_TABLE:
-        raise DataError(f"{path}: {path.stat().st_size} bytes; expected a list of classes")
-    return path.read_text("utf-8-sig", errors="replace")
+    return read_names(tree.path(file)) if file else None

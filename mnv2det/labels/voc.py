@@ -26,11 +26,13 @@ from mnv2det.labels.base import (
     Role,
     Tree,
     pair_by_stem,
+    read_names,
     role_of,
 )
 from mnv2det.registry import LABELS
 
 HOME = "data"  # the folder below VOCdevkit that is written
+MASK_NAMES = "SegmentationClass.txt"  # lists the classes of the masks beside it
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 OTHER_LISTS: dict[str, Role] = {"trainval": "train", "default": "all"}  # taken where no list is for a split
 
@@ -117,6 +119,8 @@ class VocLabels(LabelFormat):
                 (home / "ImageSets" / kind).mkdir(parents=True, exist_ok=True)
                 text = "".join(f"{name}\n" for name in names)
                 (home / "ImageSets" / kind / f"{part.role}.txt").write_text(text, "utf-8")
+        if names := next((part.mask_names for part in parts if part.mask_names), []):
+            (home / MASK_NAMES).write_text("".join(f"{name}\n" for name in names), "utf-8")
         return []
 
 
@@ -200,9 +204,14 @@ def _devkit(tree: Tree, homes: Sequence[str]) -> Recognised:
             remarks.append(Remark("lists_missing", home.rstrip("/"), what, expected))
             images = ImageList(path, None, "required" if xmls else None, "optional" if masks else None)
             lists.setdefault("all", []).append(images)
+    mask_names = next(
+        (read_names(tree.path(file)) for home in homes if (file := home + MASK_NAMES) in tree.files), None
+    )
     parts = []
     for name, group in lists.items():
-        voc = VocLists(tree.root, group, where=f"{tree.root} ({name})", suffix=_suffix(tree, group))
+        voc = VocLists(
+            tree.root, group, where=f"{tree.root} ({name})", suffix=_suffix(tree, group), mask_names=mask_names
+        )
         parts.append(Part(name, OTHER_LISTS.get(name) or ROLES.get(name.lower(), "all"), voc))
     about = f"VOC's layout in {', '.join(home.rstrip('/') or '.' for home in homes)}: {', '.join(lists)}"
     return Recognised("voc", about, parts, remarks)

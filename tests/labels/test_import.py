@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from check_tools import Coco, Voc, item, picture, save, xml
+from label_tools import assert_same_boxes, boxes
 from PIL import Image
 
 from mnv2det.check.run import check_data
@@ -39,28 +39,6 @@ def flat_voc(root: Path, count: int = 12) -> Path:
         objects = [item("cat"), *([item("dog", (31, 16, 50, 38))] if number % 4 == 0 else [])]
         (root / f"p{number}.xml").write_text(xml(*objects))
     return root
-
-
-def boxes(folder: Path) -> dict[str, list[tuple[str, list[float], bool]]]:
-    """Boxes by the name of their picture without its folders, whatever format the folder is in."""
-    result: dict[str, list[tuple[str, list[float], bool]]] = {}
-    for part in recognise(folder).parts:
-        records = part.format.read()
-        for number, entry in enumerate(records.pictures):
-            rows = np.flatnonzero(records.boxes.image == number)
-            result[os.path.splitext(os.path.basename(entry.file))[0]] = sorted(
-                (records.boxes.names[records.boxes.label[row]], records.boxes.corners[row].tolist(), bool(ignore))
-                for row, ignore in zip(rows, records.boxes.ignore[rows], strict=True)
-            )
-    return result
-
-
-def assert_same_boxes(found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    assert found.keys() == wanted.keys()
-    for name, items in wanted.items():
-        assert [entry[::2] for entry in found[name]] == [entry[::2] for entry in items]
-        for (_, corners, _), (_, expected, _) in zip(found[name], items, strict=True):
-            np.testing.assert_allclose(corners, expected, rtol=0, atol=0.01)
 
 
 def test_splits_of_the_source_are_kept(tmp_path: Path):
