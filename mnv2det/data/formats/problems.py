@@ -41,6 +41,9 @@ KINDS: dict[str, Kind] = {
         "stated size corrected",
     ),
     "image_twice": Kind("error", "images listed twice", "keep one entry for each image", "second entry left out"),
+    "image_ambiguous": Kind(
+        "warning", "images of one name and several suffixes", "keep one of them, or state the data set's suffix"
+    ),
     "images_none": Kind("error", "no image left to train on", "lower least_pixels, or collect other images"),
     "annotation_missing": Kind(
         "error", "images without an annotation file", "annotate them, or unlist them", IMAGE_LEFT_OUT
@@ -56,6 +59,7 @@ KINDS: dict[str, Kind] = {
     "class_broken": Kind("error", "class lists that are wrong", "give each class one id and one name"),
     "class_unknown": Kind("error", "classes that are not expected", "correct the name, or add it to the class list"),
     "mask_missing": Kind("error", "images without a mask", "draw them, or unlist the images"),
+    "folder_hidden": Kind("note", "hidden folders that were left out", "delete them, or give a class another name"),
     "folder_empty": Kind("warning", "class folders without pictures", "collect some, or delete the folder"),
 }
 
