@@ -72,7 +72,7 @@ class Finding:
         file: Relative to the data folder.
         value: What is wrong.
         expected: What should be there; may be empty.
-        image: The image's id: COCO's number, the stem of a VOC file.
+        image: The image's id: COCO's own, the path of a VOC image below JPEGImages.
         annotation: COCO's id, or the number of the object in its xml, from 1.
         index: Index of the picture in the split, for the cleaned copy; -1 where none is meant.
         position: Position of the annotation in its file, from 0; -1 where none is meant.

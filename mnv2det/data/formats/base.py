@@ -100,7 +100,7 @@ class RecordsDataset(Dataset):
         return len(self._files)
 
     def image_id(self, index: int) -> int | str:
-        """The format's own identifier: COCO's number, the stem of a VOC file, a path below the folder of classes."""
+        """The format's own identifier: COCO's id, a path without suffix for VOC, one with suffix for class folders."""
         identifier = self._ids[index]
         return int(identifier) if self._ids.dtype.kind == "i" else _text(identifier)
 

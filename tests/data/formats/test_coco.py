@@ -321,7 +321,7 @@ def test_broken_images(tmp_path: Path, images: list[Any], expected: str):
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../x.png", "a\0.png"])
 def test_file_name_cannot_leave_the_image_folder(tmp_path: Path, name: str):
     write(tmp_path, [], images=[image(1, file_name=name)])
-    assert message(tmp_path) == f"images[0]: path '{name}' leaves the data folder {tmp_path}/images"
+    assert message(tmp_path) == f"images[0]: path {name!r} leaves the data folder {tmp_path}/images"
 
 
 @pytest.mark.parametrize("key", ["annotations", "images"])
