@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from mnv2det.check.findings import Finding
 from mnv2det.check.split import Role, Split, leaves, relative
-from mnv2det.data.formats.coco import CocoJson, load_json
+from mnv2det.data.formats.coco import CocoJson, file_below, load_json
 from mnv2det.data.formats.problems import shown
 from mnv2det.data.formats.voc import ImageList, VocLists
-from mnv2det.data.images import image_names, inside, is_hidden
+from mnv2det.data.images import image_names, is_hidden
 from mnv2det.errors import DataError
 
 ROLES: tuple[tuple[Role, str], ...] = (("train", r"train"), ("val", r"val"), ("test", r"test"))
@@ -139,14 +139,15 @@ def _image_folder(path: Path, folder: Path, entries: Sequence[Any]) -> Path:
     Raises:
         DataError: None has one of them.
     """
-    names = [entry["file_name"] for entry in entries if isinstance(entry, dict) and _usable(entry.get("file_name"))]
+    stated = [entry.get("file_name") for entry in entries if isinstance(entry, dict)]
+    names = [name for name in stated if isinstance(name, str) and name]
     below = [Path(base) / name for base, names, _ in islice(os.walk(folder), 200) for name in sorted(names)]
     below = [place for place in below if not _hidden(place, folder)]
     best, most = None, 0
     # where several fit, the one that is called as the json is
     places = sorted([path.parent, folder, *below], key=lambda place: place.name not in path.stem)
     for place in places:
-        hits = sum(os.path.isfile(place / name) for name in names[:SAMPLE])
+        hits = sum(_is_there(place, name) for name in names[:SAMPLE])
         if hits > most:
             best, most = place, hits
     if best is None:
@@ -155,9 +156,9 @@ def _image_folder(path: Path, folder: Path, entries: Sequence[Any]) -> Path:
     return best
 
 
-def _usable(name: object) -> bool:
+def _is_there(images: Path, name: str) -> bool:
     try:
-        return isinstance(name, str) and bool(name) and bool(inside(Path("x"), name, where=""))
+        return os.path.isfile(images / file_below(images, name))
     except DataError:
         return False
 

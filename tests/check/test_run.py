@@ -331,9 +331,9 @@ def test_folders_of_classes_are_checked_by_file(classes: Path, root: Path, tmp_p
 # what the check passed although training refuses it
 
 
-def test_ids_of_images_that_are_strings_are_errors(tmp_path: Path):
+def test_ids_that_are_no_whole_numbers_or_strings_are_errors(tmp_path: Path):
     train, val = two_parts(tmp_path)
-    train.images[0]["id"] = "one"
+    train.images[0]["id"] = 1.5
     assert "annotation_broken" in found(write(train, val), "error")
 
 

@@ -1,5 +1,6 @@
 """Data sets as labelling tools, shells and file systems leave them: read, checked and copied alike."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from check_tools import Voc, item, kinds, picture, xml
 from PIL import Image
 
 from mnv2det.check.run import Report, check_data
+from mnv2det.commands.evaluate_files import read_truth
 from mnv2det.config import load_config
 from mnv2det.data.formats.voc import VOC
 from mnv2det.engine.build import build_dataset
+from mnv2det.errors import DataError
 from mnv2det.evaluation.coco import CocoAP
 from mnv2det.structures import Detections
 
@@ -136,3 +139,65 @@ def test_case_of_a_hidden_folder_of_classes(shared: Path):
     data = build_dataset(load_config(folder / "cls.yaml", [f"data.root={folder}"]), "train")
     assert data.classes == {"label": ["dry", "wet"]}
     assert np.unique([data.target(index)["label"] for index in range(len(data))]).tolist() == [0, 1]
+
+
+# in case folder c11: errors of training and of the check; the other jsons have none
+REFUSED = {
+    "catnames_int": {"class_broken", "class_unknown"},
+    "dupcat": {"class_broken"},
+    "emptybbox": {"box_malformed"},
+    "minus1size": {"image_size"},
+    "nosize": {"image_size"},
+    "segempty_nobbox": {"box_malformed"},
+    "strbbox": {"box_malformed"},
+}
+
+
+@pytest.mark.shared
+def test_cases_of_jsons_mean_the_same_to_check_training_copy_and_evaluation(shared: Path, tmp_path: Path):
+    folder = shared / "cases/c11"
+    for path in sorted(folder.glob("*.json")):
+        if path.stem == "val":
+            continue
+        pictures = "pics" if path.stem == "backslash2" else "pics/train"
+        given = [f"data.root={folder}", "data.val.args={annotations: val.json, images: pics/val}"]
+        given.append(f"data.train.args={{annotations: {path.name}, images: {pictures}}}")
+        clean = tmp_path / path.stem
+        report = check_data(folder / "det.yaml", given, workers=0, fix=clean)
+        split = next(part.split for part in report.parts if part.split.name == "train")
+        found = set(errors(report))
+        assert found == REFUSED.get(path.stem, set()), path.stem
+        if found:
+            with pytest.raises(DataError):
+                build_dataset(load_config(folder / "det.yaml", given), "train")
+        else:
+            data = build_dataset(load_config(folder / "det.yaml", given), "train")
+            truth = read_truth(path)
+            assert len(data) == len(truth.images)
+            assert set(truth.images) == {data.image_id(index) for index in range(len(data))}
+            assert len(truth.boxes.image) == sum(len(data.target(index)["boxes"]) for index in range(len(data)))
+        copied = json.loads((clean / path.name).read_bytes())
+        assert len(copied["images"]) >= 6
+        assert len(split.records.pictures) == len(copied["images"])
+        assert len(names_below(clean, "pics/train/*")) == 6
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("config", ["det.yaml", "seg.yaml"])
+def test_case_of_nothing_but_crowds(shared: Path, config: str):
+    folder = shared / "cases/c12"
+    assert errors(check_case(folder, config)) == ["crowds_only"] * 2
+    with pytest.raises(
+        DataError, match=r"boxes are crowds \(iscrowd 1\): ignored; crowds=objects takes them as objects$"
+    ):
+        build_dataset(load_config(folder / config, [f"data.root={folder}"]), "train")
+    taken = ["data.train.args.crowds=objects", "data.val.args.crowds=objects"]
+    assert errors(check_case(folder, config, *taken)) == []
+
+
+@pytest.mark.shared
+def test_case_of_a_category_called_background(shared: Path):
+    folder = shared / "cases/c61"
+    assert errors(check_case(folder, "seg.yaml")) == []
+    data = build_dataset(load_config(folder / "seg.yaml", [f"data.root={folder}"]), "train")
+    assert data.classes["mask"] == ["background", "brick", "leaf"]

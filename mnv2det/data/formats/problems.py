@@ -55,6 +55,7 @@ KINDS: dict[str, Kind] = {
     "box_malformed": Kind("error", "boxes that are not four numbers", "correct or delete them", ANNOTATION_LEFT_OUT),
     "box_no_area": Kind("error", "boxes without area", "draw them again, or delete them", ANNOTATION_LEFT_OUT),
     "box_outside": Kind("error", "boxes outside their image", "draw them again, or delete them", ANNOTATION_LEFT_OUT),
+    "crowds_only": Kind("error", "nothing but crowds", "if they are objects, set data.train.args.crowds=objects"),
     "segmentation_broken": Kind("error", "segmentations that cannot be painted", "draw them again, or delete them"),
     "class_broken": Kind("error", "class lists that are wrong", "give each class one id and one name"),
     "class_unknown": Kind("error", "classes that are not expected", "correct the name, or add it to the class list"),
@@ -91,6 +92,9 @@ class Problem:
     index: int = -1
     position: int = -1
     fatal: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", printable(self.message))
 
     @property
     def severity(self) -> Severity:
