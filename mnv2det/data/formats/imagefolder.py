@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mnv2det.data.classes import ClassIssue, class_list
+from mnv2det.data.classes import ClassIssue, class_list, meant
 from mnv2det.data.formats.base import Format
 from mnv2det.data.formats.cleaning import Cleaning, copy_file, copy_pictures
 from mnv2det.data.formats.problems import quoted
@@ -70,9 +70,8 @@ class ImageFolder(Format):
             labels = {name: classes.index(title) for name, title in titles.items() if title in classes}
         for name in folders:
             if name not in labels:
-                hint = near(name, titles if self.synsets else classes)
-                what = f"no class of that name{hint}"
-                expected = hint.removeprefix("; ")[:200]
+                known = titles if self.synsets else classes
+                what, expected = f"no class of that name{near(name, known)}", meant(name, known)
                 records.add_problem("class_unknown", folder / name, what, value=quoted(name), expected=expected)
                 continue
             files_of_class = [os.path.join(name, file) for file in image_names(folder / name)]
