@@ -51,7 +51,11 @@ KINDS: dict[str, Kind] = {
     "mask_broken": Kind("error", "unreadable masks", "export them again as PNGs of class ids"),
     "mask_size": Kind("error", "masks of another size than their image", "export them again in the image's size"),
     "mask_foreign": Kind("error", "masks with ids of no class", "correct the ids, or the class list", "set to 255"),
+    "mask_binary": Kind(
+        "error", "masks of 0 and 255 for two classes", "write class ids 0 and 1, for example 255 divided by 255"
+    ),
     # of the whole
+    "part_unannotated": Kind("warning", "parts without a box or mask pixel", "move annotated images there"),
     "anchor_gap": Kind(
         "warning",
         "boxes that no anchor fits",

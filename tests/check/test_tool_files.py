@@ -16,6 +16,7 @@ from mnv2det.commands.evaluate_files import read_truth
 from mnv2det.config import load_config
 from mnv2det.data.formats.voc import VOC
 from mnv2det.engine.build import build_dataset
+from mnv2det.engine.coverage import check_coverage
 from mnv2det.errors import DataError
 from mnv2det.evaluation.coco import CocoAP
 from mnv2det.structures import Detections
@@ -201,3 +202,25 @@ def test_case_of_a_category_called_background(shared: Path):
     assert errors(check_case(folder, "seg.yaml")) == []
     data = build_dataset(load_config(folder / "seg.yaml", [f"data.root={folder}"]), "train")
     assert data.classes["mask"] == ["background", "brick", "leaf"]
+
+
+@pytest.mark.shared
+def test_case_of_masks_of_0_and_255(shared: Path):
+    folder = shared / "cases/c06"
+    report = check_case(folder, "seg.yaml")
+    assert [(f.kind, f.split) for f in report.findings] == [("mask_binary", "train")]
+    config = load_config(folder / "seg.yaml", [f"data.root={folder}"])
+    with pytest.raises(DataError, match=r"^data\.train: no pixel has id 1 \('block'\), but 22% have 255 = ignore"):
+        check_coverage(build_dataset(config, "train"), build_dataset(config, "val"), ["mask"])
+
+
+@pytest.mark.shared
+def test_case_of_validation_pictures_without_a_box(shared: Path):
+    folder = shared / "cases/c10"
+    report = check_case(folder, "det.yaml")
+    assert [(f.split, f.value) for f in report.findings if f.kind == "part_unannotated"] == [
+        ("val", "no boxes to measure")
+    ]
+    config = load_config(folder / "det.yaml", [f"data.root={folder}"])
+    notes = check_coverage(build_dataset(config, "train"), build_dataset(config, "val"), ["labels"])
+    assert notes == ["data.val: no boxes to measure"]
