@@ -47,7 +47,8 @@ def check_classes(splits: Sequence[Split], counts: Sequence[Counts], *, unit: st
         finding("class_unused", splits[first], f"{quoted(name)}: no {unit}") for name in total if not total[name]
     ]
     for split, numbers in zip(splits, counts, strict=True):
-        for name in total if trained and split.role == "val" else ():
+        # a part without any is one finding of its own
+        for name in total if trained and split.role == "val" and any(numbers.values()) else ():
             here, in_train = numbers.get(name, 0), counts[first].get(name, 0)
             if here and not in_train:
                 findings.append(finding("class_untrained", split, f"{quoted(name)}: {here} {unit}, none in train"))

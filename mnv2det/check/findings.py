@@ -51,7 +51,11 @@ KINDS: dict[str, Kind] = {
     "mask_broken": Kind("error", "unreadable masks", "export them again as PNGs of class ids"),
     "mask_size": Kind("error", "masks of another size than their image", "export them again in the image's size"),
     "mask_foreign": Kind("error", "masks with ids of no class", "correct the ids, or the class list", "set to 255"),
+    "mask_binary": Kind(
+        "error", "masks of 0 and 255 for two classes", "write class ids 0 and 1, for example 255 divided by 255"
+    ),
     # of the whole
+    "part_unannotated": Kind("warning", "parts without a box or mask pixel", "move annotated images there"),
     "anchor_gap": Kind(
         "warning",
         "boxes that no anchor fits",
@@ -72,7 +76,7 @@ class Finding:
         file: Relative to the data folder.
         value: What is wrong.
         expected: What should be there; may be empty.
-        image: The image's id: COCO's number, the stem of a VOC file.
+        image: The image's id: COCO's own, the path of a VOC image below JPEGImages.
         annotation: COCO's id, or the number of the object in its xml, from 1.
         index: Index of the picture in the split, for the cleaned copy; -1 where none is meant.
         position: Position of the annotation in its file, from 0; -1 where none is meant.

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from mnv2det.check.findings import Finding
 from mnv2det.check.split import Role, Split, leaves, relative
-from mnv2det.data.formats.coco import CocoJson, load_json
+from mnv2det.data.formats.coco import CocoJson, file_below, load_json
 from mnv2det.data.formats.problems import shown
 from mnv2det.data.formats.voc import ImageList, VocLists
-from mnv2det.data.images import EXTENSIONS, inside
+from mnv2det.data.images import image_names, is_hidden
 from mnv2det.errors import DataError
 
 ROLES: tuple[tuple[Role, str], ...] = (("train", r"train"), ("val", r"val"), ("test", r"test"))
@@ -65,17 +65,22 @@ def role_of(path: Path, folder: Path) -> Role:
 
 def _homes(folder: Path) -> list[Path]:
     for places in ([folder], folder.glob("*"), folder.glob("*/*")):
-        homes = sorted(path for path in places if (path / "JPEGImages").is_dir())
+        homes = sorted(path for path in places if (path / "JPEGImages").is_dir() and not _hidden(path, folder))
         if homes:
             return homes
     return []
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    """Whether a path below a folder lies in a hidden one, or is hidden itself."""
+    return any(is_hidden(name) for name in path.relative_to(folder).parts)
 
 
 def _voc(folder: Path, homes: Sequence[Path], mask_classes: int | None) -> tuple[list[FolderPart], list[Finding]]:
     lists: dict[str, list[ImageList]] = {}
     findings = []
     for home in homes:
-        xmls = (home / "Annotations").is_dir() and any((home / "Annotations").glob("*.xml"))
+        xmls = (home / "Annotations").is_dir() and any((home / "Annotations").rglob("*.xml"))
         masks = (home / "SegmentationClass").is_dir()
         listed = False
         for kind in ("Main", "Segmentation"):
@@ -99,28 +104,17 @@ def _voc(folder: Path, homes: Sequence[Path], mask_classes: int | None) -> tuple
     mask_names = None if mask_classes is None else [f"id {number}" for number in range(mask_classes)]
     parts = []
     for name, group in lists.items():
-        voc = VocLists(
-            folder, group, where=f"{folder} ({name})", suffix=_picture_suffix(group[0].home), mask_names=mask_names
-        )
+        voc = VocLists(folder, group, where=f"{folder} ({name})", mask_names=mask_names)
         parts.append(FolderPart(name, roles.get(name, "all"), voc))
     return parts, findings
 
 
-def _picture_suffix(home: Path) -> str:
-    """The most frequent suffix among a folder's pictures; ``.jpg`` where there are none."""
-    counts: dict[str, int] = {}
-    for path in (home / "JPEGImages").iterdir():
-        if path.suffix.lower() in EXTENSIONS:
-            counts[path.suffix] = counts.get(path.suffix, 0) + 1
-    return max(counts, key=lambda suffix: counts[suffix], default=".jpg")
-
-
 def _coco(folder: Path) -> tuple[list[FolderPart], list[Finding]]:
-    jsons = sorted({*folder.glob("*.json"), *folder.glob("*/*.json")})[:MOST_JSONS]
+    jsons = sorted(path for path in {*folder.glob("*.json"), *folder.glob("*/*.json")} if not _hidden(path, folder))
     parts: list[FolderPart] = []
     findings = []
     reasons = []
-    for path in jsons:
+    for path in jsons[:MOST_JSONS]:
         try:
             images = _image_folder(path, folder, load_json(path)["images"])
         except DataError as error:
@@ -145,13 +139,15 @@ def _image_folder(path: Path, folder: Path, entries: Sequence[Any]) -> Path:
     Raises:
         DataError: None has one of them.
     """
-    names = [entry["file_name"] for entry in entries if isinstance(entry, dict) and _usable(entry.get("file_name"))]
+    stated = [entry.get("file_name") for entry in entries if isinstance(entry, dict)]
+    names = [name for name in stated if isinstance(name, str) and name]
     below = [Path(base) / name for base, names, _ in islice(os.walk(folder), 200) for name in sorted(names)]
+    below = [place for place in below if not _hidden(place, folder)]
     best, most = None, 0
     # where several fit, the one that is called as the json is
     places = sorted([path.parent, folder, *below], key=lambda place: place.name not in path.stem)
     for place in places:
-        hits = sum(os.path.isfile(place / name) for name in names[:SAMPLE])
+        hits = sum(_is_there(place, name) for name in names[:SAMPLE])
         if hits > most:
             best, most = place, hits
     if best is None:
@@ -160,9 +156,9 @@ def _image_folder(path: Path, folder: Path, entries: Sequence[Any]) -> Path:
     return best
 
 
-def _usable(name: object) -> bool:
+def _is_there(images: Path, name: str) -> bool:
     try:
-        return isinstance(name, str) and bool(name) and bool(inside(Path("x"), name, where=""))
+        return os.path.isfile(images / file_below(images, name))
     except DataError:
         return False
 
@@ -184,8 +180,8 @@ def unlisted(splits: Sequence[Split]) -> list[Finding]:
     for folder, (split, listed) in folders.items():
         # images below a folder of another part belong to that
         inner = [other for other in folders if other != folder and folder in other.parents]
-        for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() not in EXTENSIONS or path in listed or any(other in path.parents for other in inner):
+        for path in (folder / name for name in image_names(folder)):
+            if path in listed or any(other in path.parents for other in inner):
                 continue
             if "SegmentationClass" not in path.parts and path.is_file():
                 findings.append(Finding("image_unlisted", split.name, relative(path, split.root), "no entry"))

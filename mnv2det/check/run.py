@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,11 @@ from mnv2det.check.pool import Crash, parallel
 from mnv2det.check.split import Array, Split, mask_counts
 from mnv2det.config import Config, load_config
 from mnv2det.engine.build import check
+from mnv2det.engine.coverage import coverage_gap
 from mnv2det.errors import ConfigError
 from mnv2det.io import RunFolder, config_file
+from mnv2det.registry import HEADS
+from mnv2det.structures import IGNORE
 
 FORMAT = 1
 
@@ -139,7 +142,8 @@ def check_data(
         splits = config_splits(config)
     if fix is not None:
         check_target(Path(fix), splits[0].root, splits)
-    parts, findings = judge(splits, workers)
+    keys = None if config is None else {HEADS.get(task.head.name).target_key for task in config.tasks.values()}
+    parts, findings = judge(splits, workers, keys)
     findings = aside + findings + (unlisted(splits) if config is None else [])
     remarks: list[str] = []
     anchors = None
@@ -172,12 +176,15 @@ def _config(path: Path, overrides: Sequence[str]) -> Config | None:
     return None
 
 
-def judge(splits: Sequence[Split], workers: int) -> tuple[list[Part], list[Finding]]:
+def judge(
+    splits: Sequence[Split], workers: int, keys: Collection[str] | None = None
+) -> tuple[list[Part], list[Finding]]:
     """Reads all pictures of the parts and collects everything that is wrong with them.
 
     Args:
         splits: From `mnv2det.check.parts`.
         workers: As of `check_data`.
+        keys: Target keys that heads learn, ``labels`` and ``mask``; None looks at both.
     """
     facts = [_inspect_all(split, workers) for split in splits]
     guessed = mask_classes(splits, facts)
@@ -197,8 +204,9 @@ def judge(splits: Sequence[Split], workers: int) -> tuple[list[Part], list[Findi
     boxed = [part for part in parts if part.split.boxed]
     if boxed:
         findings += check_classes([part.split for part in boxed], [part.counts for part in boxed])
+    findings += (gaps := [gap for part in parts for gap in _coverage_gaps(part, keys or ("labels", "mask"))])
     masked = [part for part in parts if part.pixels]
-    if masked:
+    if masked and not any(gap.kind == "mask_binary" for gap in gaps):
         findings += check_classes([part.split for part in masked], [part.pixels for part in masked], unit="pixels")
     return parts, findings + check_duplicates(splits, facts)
 
@@ -237,6 +245,19 @@ def _pixels(split: Split, facts: Sequence[PictureFacts]) -> dict[str, int]:
     if split.mask_guessed:
         return {split.mask_names[key]: pixels for key, pixels in total.items() if 0 <= key < len(split.mask_names)}
     return {name: total.get(key, 0) for key, name in enumerate(split.mask_names)}
+
+
+def _coverage_gaps(part: Part, keys: Collection[str]) -> list[Finding]:
+    """What makes a part useless as a whole, of boxes and of masks."""
+    split, boxes = part.split, part.split.records.boxes
+    gaps = []
+    if split.boxed and "labels" in keys:
+        ignored = int((part.good & boxes.ignore).sum())
+        gaps.append(coverage_gap(split.role, "boxes", list(part.counts), list(part.counts.values()), ignored))
+    if part.pixels and "mask" in keys:
+        ignored = mask_counts([fact.mask.counts for fact in part.facts if fact.mask]).get(IGNORE, 0)
+        gaps.append(coverage_gap(split.role, "mask pixels", list(part.pixels), list(part.pixels.values()), ignored))
+    return [Finding(gap.kind, split.name, split.listing, gap.what) for gap in gaps if gap]
 
 
 def _detector(config: Config | None, size: tuple[int, int] | None, part: Part, remarks: list[str]) -> Detector | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from mnv2det.errors import near
@@ -17,7 +17,7 @@ class ClassIssue(NamedTuple):
         message: One line with the file or folder.
         what: The same without the file.
         name: The class that is not expected; empty for ``class_broken``.
-        expected: Which class may be meant.
+        expected: Which class may be meant, from `meant`.
     """
 
     kind: str
@@ -49,10 +49,14 @@ def class_list(found: Sequence[str], given: Sequence[str] | None, *, where: str)
     ]
     for name in found:
         if name not in names:
-            hint = near(name, names)
-            what = f"class '{name}' is not among the {len(names)} expected{hint}"
-            issues.append(ClassIssue("class_unknown", f"{where}: {what}", what, name, hint.removeprefix("; ")[:200]))
+            what = f"class '{name}' is not among the {len(names)} expected{near(name, names)}"
+            issues.append(ClassIssue("class_unknown", f"{where}: {what}", what, name, meant(name, names)))
     return names, issues
+
+
+def meant(name: str, names: Iterable[str]) -> str:
+    """The class that a wrong name probably means, or all of them; reads on after "expected"."""
+    return near(name, names).removeprefix("; expected ").removeprefix("; did you mean ").removesuffix("?")[:200]
 
 
 def mask_list(found: Sequence[str], given: Sequence[str] | None, *, where: str) -> tuple[list[str], list[ClassIssue]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -24,6 +25,7 @@ from mnv2det.engine.build import (
     task_classes,
 )
 from mnv2det.engine.checkpoint import Progress, save_checkpoint
+from mnv2det.engine.coverage import check_coverage
 from mnv2det.engine.dist import Processes, processes, restarted
 from mnv2det.engine.evaluate import evaluate_model
 from mnv2det.engine.failures import explain
@@ -35,6 +37,7 @@ from mnv2det.errors import ConfigError, DataError, TrainingError
 from mnv2det.io import RunFolder, write_atomically
 from mnv2det.models.build import from_config
 from mnv2det.models.weight_file import save_weights
+from mnv2det.registry import HEADS
 from mnv2det.structures import Batch
 
 MAX_SKIPPED_LINES = 20  # broken images that are named one by one
@@ -101,7 +104,10 @@ class _Trainer:
         if state:
             model = resumed_model(state, config, self.classes, run.path)
         else:
+            keys = {HEADS.get(task.head.name).target_key for task in config.tasks.values()}
+            gaps = check_coverage(self.data, self.val, keys)
             model, self.notes = from_config(config.model, config.tasks, self.classes)
+            self.notes += gaps
         self.evaluators = build_evaluators(config, self.classes)
         self.deciding = deciding_metric(config, self.evaluators)
         self.progress = Progress()
@@ -297,7 +303,9 @@ class _Trainer:
         started = time.perf_counter()
         # each process has batch-norm statistics of its own: all measure the ones that are saved
         self.group.share([*self.learner.model.buffers(), *model.buffers()])
-        progress.metrics = metrics = evaluate_model(model, self.val, self.evaluators, self.group, self.config)
+        metrics = evaluate_model(model, self.val, self.evaluators, self.group, self.config)
+        # nan is undefined, too
+        progress.metrics = metrics = {name: -1.0 if math.isnan(value) else value for name, value in metrics.items()}
         progress.evaluated = progress.step
         self.log.write(
             kind="eval",
@@ -309,8 +317,12 @@ class _Trainer:
         overall = {name: value for name, value in metrics.items() if name.count("/") == 1}
         shown = "  ".join(f"{name} {value:.3f}" for name, value in list(overall.items())[:4])
         self.log.say(f"step {progress.step} ({progress.seconds / 60:.1f} min of training): {shown}")
-        if progress.best is None or metrics[self.deciding] > progress.best:
-            progress.best = metrics[self.deciding]
+        deciding = metrics[self.deciding]
+        if progress.best is None and deciding < 0:
+            self.log.say(f"{self.deciding} is undefined: {self.run.best.name} holds the newest weights until it is not")
+        # of equal ones the newest, which have learned longest
+        if progress.best is None or deciding >= progress.best:
+            progress.best = deciding
             if self.group.main:
                 header = model.header(
                     config=to_dict(self.config),

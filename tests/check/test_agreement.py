@@ -20,6 +20,7 @@ from mnv2det.check.parts import config_splits
 from mnv2det.check.run import judge
 from mnv2det.config import BadData, Component, Config, load_config
 from mnv2det.engine.build import build_dataset, check_classes, task_classes
+from mnv2det.engine.coverage import check_coverage
 from mnv2det.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.heavy
@@ -277,6 +278,7 @@ def training(config: Config) -> str:
         train = build_dataset(config, "train")
         val = build_dataset(config, "val", train.classes)
         check_classes(config, val, task_classes(config, train))
+        check_coverage(train, val, train.classes)
         for dataset in (train, val):
             for index in range(len(dataset)):
                 sample = dataset.read(index)

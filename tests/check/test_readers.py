@@ -266,12 +266,14 @@ def test_a_voc_folder_without_lists_is_one_part(tmp_path: Path):
     assert len(parts[0].format.read().pictures) == 6
 
 
-def test_the_suffix_of_the_pictures_is_found(tmp_path: Path):
+def test_the_suffixes_of_the_pictures_are_found(tmp_path: Path):
     voc = Voc(tmp_path)
     voc.write()
-    for path in list((voc.home / "JPEGImages").iterdir()):
-        path.rename(path.with_suffix(".JPEG"))
-    assert recognise(voc.root)[0][0].format.suffix == ".JPEG"
+    for number, suffix in enumerate((".JPEG", ".png", ".JPG", ".jpg")):
+        path = voc.home / f"JPEGImages/p{number}.jpg"
+        path.rename(path.with_suffix(suffix))
+    pictures = recognise(voc.root)[0][0].format.read().pictures
+    assert [Path(picture.file).name for picture in pictures] == ["p0.JPEG", "p1.png", "p2.JPG", "p3.jpg"]
 
 
 def test_coco_jsons_find_their_pictures(tmp_path: Path):

@@ -322,18 +322,28 @@ def test_folders_of_classes_are_checked_by_file(classes: Path, root: Path, tmp_p
         ("image_broken", "error", "train", "train/cat/1.jpg"),
         ("folder_empty", "warning", "train", "train/eel"),
     ]
-    assert report.findings[0].expected == "did you mean 'cat'?"
+    assert report.findings[0].expected == "'cat'"
     val = ("cat/11", "cat/13", "dog/12", "dog/14")
     copied = sorted(path.relative_to(tmp_path / "clean").as_posix() for path in (tmp_path / "clean").rglob("*.jpg"))
     assert copied == ["train/cat/3.jpg", "train/dog/2.jpg", "train/dog/4.jpg", *(f"val/{name}.jpg" for name in val)]
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"), [("dgo", "'dgo'; expected 'dog'"), ("x", "'x'; expected one of cat, dog")]
+)
+def test_a_class_that_is_not_expected_is_said_in_a_sentence(tmp_path: Path, capsys, name: str, expected: str):
+    voc = Voc(tmp_path)
+    voc.annotate("p4", xml(item(name), item("dog")))
+    assert main(["data", "check", str(voc.write())]) == 1
+    assert f": {expected}\n" in capsys.readouterr().out
+
+
 # what the check passed although training refuses it
 
 
-def test_ids_of_images_that_are_strings_are_errors(tmp_path: Path):
+def test_ids_that_are_no_whole_numbers_or_strings_are_errors(tmp_path: Path):
     train, val = two_parts(tmp_path)
-    train.images[0]["id"] = "one"
+    train.images[0]["id"] = 1.5
     assert "annotation_broken" in found(write(train, val), "error")
 
 

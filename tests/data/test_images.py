@@ -212,6 +212,15 @@ def test_pictures_are_listed_sorted_and_by_suffix(tmp_path: Path):
     assert [str(path.relative_to(tmp_path)) for path in list_images(tmp_path)] == ["a.png", "b.JPG", "sub/c.webp"]
 
 
+def test_hidden_files_and_folders_are_not_listed(tmp_path: Path):
+    for name in ("a.png", "._a.png", ".thumbnails/a.png", "sub/@eaDir/a.png", "__MACOSX/a.png", "sub/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert list_images(tmp_path) == [tmp_path / "a.png", tmp_path / "sub/b.png"]
+    # a hidden folder that is asked for is meant
+    assert list_images(tmp_path / ".thumbnails") == [tmp_path / ".thumbnails/a.png"]
+
+
 def test_folder_without_pictures(tmp_path: Path):
     with pytest.raises(DataError) as error:
         list_images(tmp_path)
@@ -234,7 +243,7 @@ def test_paths_inside_are_joined(relative: str):
 def test_paths_that_leave_are_refused(relative: str):
     with pytest.raises(DataError) as error:
         inside(Path("/data/set"), relative, where="x")
-    assert str(error.value) == f"x: path '{relative}' leaves the data folder /data/set"
+    assert str(error.value) == f"x: path {relative!r} leaves the data folder /data/set"
 
 
 @pytest.mark.parametrize("root", [".", "..", "/", "data/", "../data"])

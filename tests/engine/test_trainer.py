@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from mnv2det.config import Config, load_config
 from mnv2det.engine.checkpoint import load_checkpoint
 from mnv2det.engine.trainer import train
 from mnv2det.errors import ConfigError, TrainingError, WeightsError
+from mnv2det.models.weight_file import read_header
 
 pytestmark = [pytest.mark.process, pytest.mark.training]
 
@@ -205,3 +207,28 @@ def test_a_killed_worker_is_one_line(tmp_path: Path, root: Path):
     # the signal may strike inside a finaliser, of which Python then reports "Exception ignored"
     assert "\nmnv2det: a loader worker died at step" in errors.decode().replace("\r", "\n")
     assert load_checkpoint(run / "last.pt")["progress"]["step"] >= 5
+
+
+@pytest.mark.parametrize(
+    ("metrics", "best", "step"),
+    [
+        ((-1.0, -1.0), -1.0, 2),  # undefined: nothing to measure
+        ((math.nan, math.nan), -1.0, 2),
+        ((-1.0, 0.0), 0.0, 2),
+        ((0.5, -1.0), 0.5, 1),
+        ((0.5, math.nan), 0.5, 1),
+        ((0.5, 0.5), 0.5, 2),  # equal: the newer
+        ((0.5, 0.4), 0.5, 1),
+    ],
+)
+def test_the_best_weights_are_the_newest_of_equal_or_undefined_metrics(
+    tiny: Config, tmp_path: Path, monkeypatch, capsys, metrics: tuple[float, float], best: float, step: int
+):
+    tiny.data.train.args["count"] = tiny.data.batch_size
+    tiny.data.workers, tiny.train.steps = 0, 2
+    values = iter(metrics)
+    monkeypatch.setattr("mnv2det.engine.trainer.evaluate_model", lambda *_: {"det/AP": next(values)})
+    assert train(tiny, tmp_path / "run", device="cpu")["best"] == best
+    assert read_header(tmp_path / "run" / "best.safetensors").provenance["step"] == step
+    said = capsys.readouterr().err.count("det/AP is undefined: best.safetensors holds the newest weights")
+    assert said == (not metrics[0] >= 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,7 +71,8 @@ class RecordsDataset(Dataset):
             name, a box or an image, and lists them in ``problems``.
 
     Attributes:
-        category_ids: int64 (K,): COCO's own id of each box label, -1 for a class without one; None for other formats.
+        category_ids: (K,): COCO's own id of each box label, -1 for a class without one, int64 unless one is a string;
+            None for other formats.
 
     Raises:
         DataError: There is an error that may not be skipped, or no image is left.
@@ -94,15 +96,16 @@ class RecordsDataset(Dataset):
         self._boxed = np.array([picture.boxed for picture in kept], np.bool_) & ("labels" in self.classes)
         self._labels = np.array([picture.label for picture in kept], np.int64) if "label" in self.classes else None
         self._table, self._regions = _tables(records, pictures, rows)
-        self.category_ids = None if records.category_ids is None else np.array(records.category_ids, np.int64)
+        ids = records.category_ids
+        self.category_ids = None if ids is None else np.array(ids, np.int64 if _numbers(ids) else object)
 
     def __len__(self) -> int:
         return len(self._files)
 
     def image_id(self, index: int) -> int | str:
-        """The format's own identifier: COCO's number, the stem of a VOC file, a path below the folder of classes."""
+        """The format's own identifier: COCO's id, a path without suffix for VOC, one with suffix for class folders."""
         identifier = self._ids[index]
-        return int(identifier) if self._ids.dtype.kind == "i" else _text(identifier)
+        return int(identifier) if self._ids.dtype.kind == "i" else json.loads(identifier)
 
     def target(self, index: int) -> Arrays:
         """See `Dataset.target`."""
@@ -183,5 +186,9 @@ def _text(value: bytes) -> str:
 
 
 def _id_array(ids: Sequence[int | str]) -> NDArray[Any]:
-    numbers = [value for value in ids if isinstance(value, int)]
-    return np.array(numbers, np.int64) if len(numbers) == len(ids) else _text_array([str(value) for value in ids])
+    """Ids in one array, as JSON where one is a string: 1 and "1" are two ids."""
+    return np.array(ids, np.int64) if _numbers(ids) else np.array([json.dumps(value) for value in ids], np.bytes_)
+
+
+def _numbers(ids: Sequence[int | str]) -> bool:
+    return all(isinstance(value, int) for value in ids)

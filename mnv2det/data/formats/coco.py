@@ -53,12 +53,13 @@ class CocoJson(Format):
     Args:
         path: The json.
         images: Folder that ``file_name`` is relative to. None reads for evaluation, which looks at no
-            picture: ids may be strings, and images need neither file name nor size.
+            picture: images need neither file name nor size.
         names: Class list to hold to; None takes the json's categories in the order of their ids.
         masks: As in `COCO`.
         mask_names: As in `COCO`.
         least_pixels: As in `COCO`.
-        ignored_by: Keys whose value 1 makes a box an ignored one.
+        crowds: As in `COCO`.
+        ignored_by: Keys whose value 1 or true makes a box an ignored one.
     """
 
     def __init__(
@@ -70,10 +71,12 @@ class CocoJson(Format):
         masks: Literal["coco", "voc"] | None = None,
         mask_names: Sequence[str] | None = None,
         least_pixels: int = 0,
+        crowds: Literal["ignore", "objects"] = "ignore",
         ignored_by: Sequence[str] = ("iscrowd",),
     ) -> None:
         self.path, self.images, self.names = path, images, names
-        self.masks, self.mask_names, self.least_pixels, self.ignored_by = masks, mask_names, least_pixels, ignored_by
+        self.masks, self.mask_names, self.least_pixels = masks, mask_names, least_pixels
+        self.crowds, self.ignored_by = crowds, ignored_by
 
     def read(self) -> Records:
         """See `Format.read`; boxes are corners, ``stated`` is the json's ``[x, y, w, h]``."""
@@ -92,6 +95,10 @@ class CocoJson(Format):
         if self.masks:
             self._read_mask_classes(records)
         self._read_annotations(records, data["annotations"], images, categories)
+        if self.images is not None and len(records.boxes) and records.boxes.ignore.all():
+            count = len(records.boxes)
+            what = f"all {count} boxes are crowds (iscrowd 1): ignored; crowds=objects takes them as objects"
+            records.add_problem("crowds_only", self.path, what, fatal=True)
         if self.least_pixels:
             self._select_large(records)
         return records
@@ -107,7 +114,7 @@ class CocoJson(Format):
                 report(error, image=entry["id"] if error.kind == "image_twice" else None)
                 continue
             index = indices[identifier] = len(records.pictures)
-            size = (entry.get("height"), entry.get("width"))
+            size = (_as_whole(entry.get("height")), _as_whole(entry.get("width")))
             sized = all(whole(side) and side in SIDES for side in size)
             records.pictures.append(Picture(identifier, "", size if sized else None, entry=position))
             if self.images is None:
@@ -128,10 +135,9 @@ class CocoJson(Format):
         if not isinstance(name, str):
             raise _EntryError("annotation_broken", f"file_name {shown(name)}: expected a string")
         try:
-            inside(self.images, name, where="")
+            return file_below(self.images, name)
         except DataError as error:
-            raise _EntryError("path_outside", str(error).removeprefix(": ")) from None
-        return os.path.normpath(name)
+            raise _EntryError("path_outside", str(error)) from None
 
     def _read_categories(self, records: Records, entries: list[Any]) -> dict[Id, str]:
         """Sets the class list; gives the name of each id."""
@@ -157,7 +163,8 @@ class CocoJson(Format):
     def _read_mask_classes(self, records: Records) -> None:
         """Sets the class list of masks and each label's id in it."""
         labels = records.classes["labels"]
-        expected = ["background", *labels] if self.masks == "coco" else list(VOC_MASK_CLASSES)
+        # a category called background is the background
+        expected = list(dict.fromkeys(["background", *labels])) if self.masks == "coco" else list(VOC_MASK_CLASSES)
         names, issues = mask_list(expected, self.mask_names, where=f"{self.path}: masks")
         records.add_class_issues(issues, self.path)
         records.classes["mask"] = names
@@ -167,8 +174,9 @@ class CocoJson(Format):
             what = f"masks: the first class must be 'background', got '{names[0]}'"
             records.add_problem("class_broken", self.path, what, fatal=True)
         elif called and not any(records.mask_ids):
-            hint = near(called[0], VOC_MASK_CLASSES)
-            what = f"masks: no category is one of VOC's 20 classes{hint}"
+            what = f"masks: no category is one of VOC's 20 classes{near(called[0], VOC_MASK_CLASSES)}"
+            if self.masks == "coco":
+                what = "masks: no category is a class of them, apart from background"
             records.add_problem("class_broken", self.path, what, fatal=True)
 
     def _read_annotations(
@@ -177,8 +185,10 @@ class CocoJson(Format):
         painted = dict(zip(records.classes["labels"], records.mask_ids or [], strict=False))
         quick = not self.masks or len(entries) < 20000
         for position, entry in enumerate(tqdm(entries, desc="reading COCO masks", disable=quick, leave=False)):
-            identifier: Any = entry.get("id") if isinstance(entry, dict) else None
-            identifier = identifier if whole(identifier) else f"[{position}]"
+            try:
+                identifier: Id = _id(entry, "id", "")
+            except _EntryError:
+                identifier = f"[{position}]"
             report = partial(
                 self._report, records, f"annotation {identifier}", annotation=identifier, position=position
             )
@@ -216,45 +226,33 @@ class CocoJson(Format):
         category = self._known(entry, "category_id", categories, "has no name in categories", "class_unknown", index)
         box = entry.get("bbox")
         try:
-            if box is None and entry.get("segmentation"):
+            if box in (None, []) and entry.get("segmentation"):
                 box = bounds(entry["segmentation"], records.pictures[index].size or UNSIZED)
         except DataError as error:
             raise _EntryError("box_malformed", str(error), index=index) from None
         if not isinstance(box, list) or len(box) != 4 or not all(real(value) for value in box):
             what = f"bbox: expected [x, y, width, height], got {shown(box)}"
             raise _EntryError("box_malformed", what, index=index)
-        area = entry.get("area", box[2] * box[3])
+        area = box[2] * box[3] if entry.get("area") is None else entry["area"]
         if not real(area):
             raise _EntryError("annotation_broken", f"area: expected a number, got {shown(area, 40)}", index=index)
         for key in self.ignored_by:
-            if entry.get(key, 0) not in (0, 1):
+            if entry.get(key) not in (None, 0, 1):
                 what = f"{key}: expected 0 or 1, got {repr(entry[key])[:40]}"
                 raise _EntryError("annotation_broken", what, index=index)
-        ignore = any(entry.get(key, 0) for key in self.ignored_by)
+        ignore = self.crowds == "ignore" and any(entry.get(key) for key in self.ignored_by)
         return _Annotation(index, category, [float(value) for value in box], float(area), ignore)
-
-    def _id(self, entry: Any, key: str, kind: str) -> Id:
-        """An id of an image or category."""
-        value: Any = entry.get(key) if isinstance(entry, dict) else None
-        if self.images is None and isinstance(value, float) and value.is_integer():
-            return int(value)  # tables written by pandas
-        if whole(value) or (self.images is None and isinstance(value, str)):
-            return value
-        expected = "a whole number" if self.images is not None else "a whole number or a string"
-        if not isinstance(entry, dict):
-            raise _EntryError(kind, f"expected keys, got {shown(entry, 40)}")
-        raise _EntryError(kind, f"{key} {shown(value, 30)}: expected {expected}")
 
     def _new_id(self, entry: Any, known: Mapping[Id, Any], kind: str, kind_of_second: str) -> Id:
         """An id that no earlier entry has."""
-        identifier = self._id(entry, "id", kind)
+        identifier = _id(entry, "id", kind)
         if identifier in known:
             raise _EntryError(kind_of_second, f"the id {identifier!r} occurs twice")
         return identifier
 
     def _known(self, entry: Any, key: str, known: Mapping[Id, Any], lacking: str, kind: str, index: int) -> Id:
         try:
-            value = self._id(entry, key, kind)
+            value = _id(entry, key, kind)
             if value in known:
                 return value
         except _EntryError:
@@ -302,8 +300,8 @@ class CocoJson(Format):
 class COCO(CocoJson):
     """Images of a COCO-style json, in its order; crowds become ``ignore``.
 
-    A mask is 0 where nothing is annotated. Smaller objects lie on larger ones, and a crowd is 255
-    where no other object lies.
+    A mask is 0 where nothing is annotated, and where a category called ``background`` is. Smaller objects lie on
+    larger ones, and a crowd is 255 where no other object lies. Ids are whole numbers or strings, and 1.0 is 1.
 
     Args:
         root: Data folder that no path leaves.
@@ -315,6 +313,8 @@ class COCO(CocoJson):
         mask_names: Class list to hold masks to; null takes the one ``masks`` says.
         least_pixels: Keeps only images of which the mask's classes, without crowds and background,
             cover so many pixels (DeepLabv3 was pre-trained on images of COCO with more than 1,000).
+        crowds: ``ignore`` neither learns nor penalises what has ``iscrowd: 1``; ``objects`` takes it as any other
+            object, for tools that export every brush mask so.
 
     Raises:
         ConfigError: ``least_pixels`` goes without ``masks``.
@@ -331,6 +331,7 @@ class COCO(CocoJson):
         masks: Literal["coco", "voc"] | None = None,
         mask_names: tuple[str, ...] | None = None,
         least_pixels: NonNegativeInt = 0,
+        crowds: Literal["ignore", "objects"] = "ignore",
     ) -> None:
         if least_pixels and masks is None:
             raise ConfigError(f"data set coco: least_pixels {least_pixels}: expected 0 where there are no masks")
@@ -341,6 +342,7 @@ class COCO(CocoJson):
             masks=masks,
             mask_names=mask_names,
             least_pixels=least_pixels,
+            crowds=crowds,
         )
 
 
@@ -360,6 +362,40 @@ def load_json(path: Path) -> dict[str, list[Any]]:
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
             raise DataError(f"{path}: no list '{key}' at the top; expected COCO's images, annotations and categories")
     return data
+
+
+def file_below(images: Path, name: str) -> str:
+    """The path below a folder of images that a ``file_name`` states.
+
+    Backslashes are Windows' separators, unless a file has that very name. A path may leave the folder and come back,
+    as ``../train/1.jpg`` does in ``train``.
+
+    Raises:
+        DataError: The path is absolute or leaves the folder.
+    """
+    file = os.path.normpath(name.replace("\\", "/") if "\\" in name and not os.path.isfile(images / name) else name)
+    if file.startswith(os.pardir):
+        file = os.path.relpath(images / file, images)
+    try:
+        inside(images, file, where="")
+    except DataError:
+        raise DataError(f"path {name!r} leaves the data folder {images}") from None
+    return file
+
+
+def _id(entry: Any, key: str, kind: str) -> Id:
+    """An id of an image, a category or an annotation: a string or a whole number, which may be written as a float."""
+    if not isinstance(entry, dict):
+        raise _EntryError(kind, f"expected keys, got {shown(entry, 40)}")
+    value = _as_whole(entry.get(key))
+    if whole(value) or isinstance(value, str):
+        return value
+    raise _EntryError(kind, f"{key} {shown(value, 30)}: expected a whole number or a string")
+
+
+def _as_whole(value: Any) -> Any:
+    """The same value, a whole float (as pandas writes numbers) as an int."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def real(value: Any) -> bool:

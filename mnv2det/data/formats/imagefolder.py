@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mnv2det.data.classes import ClassIssue, class_list
+from mnv2det.data.classes import ClassIssue, class_list, meant
 from mnv2det.data.formats.base import Format
 from mnv2det.data.formats.cleaning import Cleaning, copy_file, copy_pictures
 from mnv2det.data.formats.problems import quoted
 from mnv2det.data.formats.records import Picture, Records
-from mnv2det.data.images import EXTENSIONS, inside
+from mnv2det.data.formats.text import read_text
+from mnv2det.data.images import EXTENSIONS, image_names, inside, is_hidden
 from mnv2det.errors import ConfigError, DataError, near
 from mnv2det.registry import DATASETS
 
@@ -52,12 +53,16 @@ class ImageFolder(Format):
         folder = self.folder
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder; expected one folder per class in it")
-        folders = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        there = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        folders = [name for name in there if not is_hidden(name)]
         titles = _read_synsets(self.synsets) if self.synsets else {name: name for name in folders}
         classes, issues = self._classes(titles)
         files = [self.synsets] if self.synsets else []
         records = Records(folder, str(folder), f"folders of classes in {folder}", files, [folder], {"label": classes})
         records.add_class_issues(issues, folder)
+        for name in there:
+            if is_hidden(name):
+                records.add_problem("folder_hidden", folder / name, "a hidden folder is no class")
         if classes == list(titles.values()):
             # by folder, because ImageNet has two classes called crane
             labels = {name: label for label, name in enumerate(titles)}
@@ -65,15 +70,14 @@ class ImageFolder(Format):
             labels = {name: classes.index(title) for name, title in titles.items() if title in classes}
         for name in folders:
             if name not in labels:
-                hint = near(name, titles if self.synsets else classes)
-                what = f"no class of that name{hint}"
-                expected = hint.removeprefix("; ")[:200]
+                known = titles if self.synsets else classes
+                what, expected = f"no class of that name{near(name, known)}", meant(name, known)
                 records.add_problem("class_unknown", folder / name, what, value=quoted(name), expected=expected)
                 continue
-            pictures = _picture_files(folder, name)
-            if not pictures:
+            files_of_class = [os.path.join(name, file) for file in image_names(folder / name)]
+            if not files_of_class:
                 records.add_problem("folder_empty", folder / name, "no pictures in it")
-            records.pictures += [Picture(file, file, boxed=False, label=labels[name]) for file in pictures]
+            records.pictures += [Picture(file, file, boxed=False, label=labels[name]) for file in files_of_class]
         if not records.pictures and not any(problem.severity == "error" for problem in records.problems):
             raise DataError(f"{folder}: no pictures in folders of classes (looked for {', '.join(sorted(EXTENSIONS))})")
         return records
@@ -102,26 +106,10 @@ class ImageFolder(Format):
             copy_file(file, root, target)
 
 
-def _picture_files(root: Path, folder: str) -> list[str]:
-    """Paths below the root of all pictures below a folder of it, sorted."""
-    files = []
-    for place, _, names in os.walk(root / folder):
-        files += [
-            os.path.relpath(os.path.join(place, name), root)
-            for name in names
-            if os.path.splitext(name)[1].lower() in EXTENSIONS
-        ]
-    return sorted(files)
-
-
 def _read_synsets(path: Path) -> dict[str, str]:
     """Folder to class name, in order."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot read the list of classes ({error})") from None
     titles: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         folder, _, name = line.strip().partition(" ")
         if not folder:
             continue

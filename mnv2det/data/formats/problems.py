@@ -41,6 +41,9 @@ KINDS: dict[str, Kind] = {
         "stated size corrected",
     ),
     "image_twice": Kind("error", "images listed twice", "keep one entry for each image", "second entry left out"),
+    "image_ambiguous": Kind(
+        "warning", "images of one name and several suffixes", "keep one of them, or state the data set's suffix"
+    ),
     "images_none": Kind("error", "no image left to train on", "lower least_pixels, or collect other images"),
     "annotation_missing": Kind(
         "error", "images without an annotation file", "annotate them, or unlist them", IMAGE_LEFT_OUT
@@ -52,10 +55,12 @@ KINDS: dict[str, Kind] = {
     "box_malformed": Kind("error", "boxes that are not four numbers", "correct or delete them", ANNOTATION_LEFT_OUT),
     "box_no_area": Kind("error", "boxes without area", "draw them again, or delete them", ANNOTATION_LEFT_OUT),
     "box_outside": Kind("error", "boxes outside their image", "draw them again, or delete them", ANNOTATION_LEFT_OUT),
+    "crowds_only": Kind("error", "nothing but crowds", "if they are objects, set data.train.args.crowds=objects"),
     "segmentation_broken": Kind("error", "segmentations that cannot be painted", "draw them again, or delete them"),
     "class_broken": Kind("error", "class lists that are wrong", "give each class one id and one name"),
     "class_unknown": Kind("error", "classes that are not expected", "correct the name, or add it to the class list"),
     "mask_missing": Kind("error", "images without a mask", "draw them, or unlist the images"),
+    "folder_hidden": Kind("note", "hidden folders that were left out", "delete them, or give a class another name"),
     "folder_empty": Kind("warning", "class folders without pictures", "collect some, or delete the folder"),
 }
 
@@ -87,6 +92,9 @@ class Problem:
     index: int = -1
     position: int = -1
     fatal: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", printable(self.message))
 
     @property
     def severity(self) -> Severity:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import posixpath
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -16,13 +18,16 @@ from mnv2det.data.formats.base import Format
 from mnv2det.data.formats.cleaning import Cleaning, copy_file, copy_pictures, copy_place
 from mnv2det.data.formats.problems import quoted, shown
 from mnv2det.data.formats.records import Box, Picture, Records
+from mnv2det.data.formats.text import read_text
 from mnv2det.data.formats.voc_xml import CORNERS, parse_xml, set_size, stated_object, stated_size
-from mnv2det.data.images import inside
+from mnv2det.data.images import EXTENSIONS, image_names, inside
 from mnv2det.errors import ConfigError, DataError, near
 from mnv2det.registry import DATASETS
 from mnv2det.structures import VOC_MASK_CLASSES
 
 Need = Literal["required", "optional"]
+USUAL = ".jpg"  # the suffix that is taken first
+COLUMN = re.compile(r"\s+(-1|0|1)$")
 
 
 class ImageList(NamedTuple):
@@ -44,11 +49,14 @@ class ImageList(NamedTuple):
 class VocLists(Format):
     """Lists of images in VOC's layout that make one part of a data set.
 
+    An image's id is its path below JPEGImages, without suffix: ``north/000``. Where two homes have an image of one
+    path, all ids begin with their home: ``VOC2007/000001``.
+
     Args:
         folder: Folder that all lists lie below.
         lists: In order. An image of two kinds of lists, such as Main and Segmentation, is one image.
         where: What is read, for messages.
-        suffix: Suffix of the image files.
+        suffix: Suffix of the image files; None takes ``.jpg``, or else any other of a picture.
         mask_folder: Folder of the masks, beside JPEGImages.
         names: Class list to hold boxes to; None takes the names found, sorted.
         mask_names: Classes of the masks in the order of their ids; None leaves them open.
@@ -60,13 +68,15 @@ class VocLists(Format):
         lists: Sequence[ImageList],
         *,
         where: str,
-        suffix: str = ".jpg",
+        suffix: str | None = None,
         mask_folder: str = "SegmentationClass",
         names: Sequence[str] | None = None,
         mask_names: Sequence[str] | None = None,
     ) -> None:
         self.folder, self.lists, self.where, self.suffix = folder, lists, where, suffix
         self.mask_folder, self.names, self.mask_names = mask_folder, names, mask_names
+        self._ids_have_home = False
+        self._suffixes: dict[str, dict[str, list[str]]] = {}  # by folder and stem
 
     def read(self) -> Records:
         """See `Format.read`; ``stated`` is xmin, ymin, xmax and ymax as the xml has them."""
@@ -74,22 +84,23 @@ class VocLists(Format):
         places = list(dict.fromkeys(images.home / "JPEGImages" for images in self.lists))
         records = Records(self.folder, self.where, self._about(), files, places)
         records.ignored_as, records.box_place = "difficult", "object {id} '{name}': box {numbers}"
-        kinds: dict[tuple[Path, str], str] = {}  # by home and stem: the kind of list that names it
-        homes: dict[str, Path] = {}
-        for images in self.lists:
+        self._suffixes.clear()
+        listed = [(images, self._stems(images)) for images in self.lists]
+        distinct = {(images.home, stem) for images, stems in listed for stem in stems}
+        self._ids_have_home = len({stem for _, stem in distinct}) < len(distinct)
+        kinds: dict[str, str] = {}  # by id: the kind of list that names it
+        for images, stems in listed:
             kind = images.file.parent.name if images.file else ""
-            stems = self._stems(images)
             quiet = len(stems) < 2000
             for stem in tqdm(stems, desc="reading VOC", unit="image", disable=quiet, leave=False):
-                known = kinds.get((images.home, stem))
-                if known == kind or homes.setdefault(stem, images.home) != images.home:
-                    what = f"image '{shown(stem)}' is listed twice"
-                    if known != kind:
-                        what = f"image '{shown(stem)}' has the name of one in {homes[stem]}; rename one of them"
-                    records.add_problem("image_twice", images.file or images.home, what, image=shown(stem))
-                elif known is None:
-                    kinds[images.home, stem] = kind
+                identifier = self._id(images.home, stem)
+                known = kinds.get(identifier)
+                if known is None:
+                    kinds[identifier] = kind
                     self._read_image(records, images, stem)
+                elif known == kind:
+                    what = f"image '{shown(stem)}' is listed twice"
+                    records.add_problem("image_twice", images.file or images.home, what, image=shown(stem))
         if not records.pictures:
             raise DataError(f"{self.where}: no images left in it")
         self._read_classes(records)
@@ -102,9 +113,35 @@ class VocLists(Format):
         return f"VOC layout, {lists}: {' and '.join(what) or 'pictures alone'}"
 
     def _stems(self, images: ImageList) -> list[str]:
-        if images.file is not None:
-            return read_stems(images.file)
-        return sorted(path.stem for path in (images.home / "JPEGImages").iterdir() if path.suffix == self.suffix)
+        """The images of a list: normal paths below JPEGImages, without suffix, with slashes."""
+        folder = images.home / "JPEGImages"
+        if images.file is None:
+            files = [os.path.splitext(name) for name in image_names(folder)]
+            return sorted({stem.replace(os.sep, "/") for stem, suffix in files if self.suffix in (None, suffix)})
+
+        def exists(stem: str) -> bool:
+            return bool(self._suffixes_of(folder, stem))
+
+        stems = read_stems(images.file, exists)
+        # as Windows writes paths
+        stems = [stem.replace("\\", "/") if "\\" in stem and not exists(stem) else stem for stem in stems]
+        return [posixpath.normpath(stem) for stem in stems]
+
+    def _suffixes_of(self, folder: Path, stem: str) -> list[str]:
+        """Suffixes of the pictures that a stem has; the first one is taken."""
+        if self.suffix is not None:
+            return [self.suffix] if os.path.isfile(folder / f"{stem}{self.suffix}") else []
+        place, name = os.path.split(folder / stem)
+        if place not in self._suffixes:
+            table = self._suffixes[place] = defaultdict(list)
+            for file in os.listdir(place) if os.path.isdir(place) else ():
+                known, suffix = os.path.splitext(file)
+                if suffix.lower() in EXTENSIONS:
+                    table[known].append(suffix)
+        return sorted(self._suffixes[place].get(name, ()), key=lambda suffix: (suffix != USUAL, suffix))
+
+    def _id(self, home: Path, stem: str) -> str:
+        return f"{os.path.relpath(home, self.folder)}/{stem}" if self._ids_have_home else stem
 
     def _read_image(self, records: Records, images: ImageList, stem: str) -> None:
         """Adds a picture with its boxes."""
@@ -124,10 +161,13 @@ class VocLists(Format):
         )
         boxed = images.boxes == "required" or (images.boxes == "optional" and os.path.isfile(self.folder / xml))
         masked = images.masks is not None and os.path.isfile(self.folder / mask)
-        file = os.path.normpath(os.path.join(home, "JPEGImages", f"{stem}{self.suffix}"))
-        records.pictures.append(
-            Picture(os.path.basename(stem), file, None, mask if masked else "", xml if boxed else "", boxed)
-        )
+        suffixes = self._suffixes_of(images.home / "JPEGImages", stem) or [self.suffix or USUAL]
+        file, *others = (os.path.normpath(os.path.join(home, "JPEGImages", f"{stem}{suffix}")) for suffix in suffixes)
+        identifier = self._id(images.home, stem)
+        records.pictures.append(Picture(identifier, file, None, mask if masked else "", xml if boxed else "", boxed))
+        for other in others:
+            what = f"{os.path.basename(file)} is read instead"
+            records.add_problem("image_ambiguous", self.folder / other, what, index=index)
         if images.masks == "required" and not masked:
             others = [path.name for path in images.home.iterdir()]
             hint = "" if self.mask_folder in others else near(self.mask_folder, others)
@@ -232,23 +272,19 @@ class VocLists(Format):
         self._write_lists(records, cleaning, root, target)
 
     def _write_lists(self, records: Records, cleaning: Cleaning, root: Path, target: Path) -> None:
-        kept = {
-            records.path(picture.file)
-            for index, picture in enumerate(records.pictures)
-            if index not in cleaning.pictures and picture.file
-        }
-        written: set[tuple[str, Path]] = set()
+        kept = {picture.id for index, picture in enumerate(records.pictures) if index not in cleaning.pictures}
+        written: set[tuple[str, str]] = set()
         for images in self.lists:
-            stems = []
-            for stem in read_stems(images.file) if images.file else ():
-                path = images.home / "JPEGImages" / f"{stem}{self.suffix}"
-                kind = images.file.parent.name if images.file else ""
-                if path in kept and (kind, path) not in written:
-                    written.add((kind, path))
+            if images.file is None:
+                continue
+            kind, stems = images.file.parent.name, []
+            for stem in self._stems(images):
+                identifier = self._id(images.home, stem)
+                if identifier in kept and (kind, identifier) not in written:
+                    written.add((kind, identifier))
                     stems.append(stem)
-            if images.file:
-                text = "".join(f"{stem}\n" for stem in stems)
-                copy_place(images.file, root, target).write_text(text, "utf-8")
+            text = "".join(f"{stem}\n" for stem in stems)
+            copy_place(images.file, root, target).write_text(text, "utf-8")
 
 
 @DATASETS.register("voc")
@@ -260,7 +296,7 @@ class VOC(VocLists):
         sets: ``YEAR_OR_NAME/LIST`` below ``folder``, such as ``VOC2007/trainval``; several are joined.
         folder: The devkit, below ``root``.
         names: Class list to hold boxes to; null collects the names found, sorted.
-        suffix: Of the image files.
+        suffix: Of the image files; null takes ``.jpg``, or else any other of a picture.
         boxes: ``required`` reads an xml for every image, ``optional`` where there is one (the
             others are not annotated with boxes), null none.
         masks: ``required`` reads a mask for every image, ``optional`` where there is one, null none.
@@ -281,7 +317,7 @@ class VOC(VocLists):
         sets: tuple[str, ...],
         folder: str = "VOCdevkit",
         names: tuple[str, ...] | None = None,
-        suffix: str = ".jpg",
+        suffix: str | None = None,
         boxes: Need | None = "required",
         masks: Need | None = None,
         mask_folder: str = "SegmentationClass",
@@ -338,7 +374,20 @@ def _list_file(devkit: Path, item: str, folder: str) -> tuple[Path, Path]:
     return home, path
 
 
-def read_stems(path: Path) -> list[str]:
-    """The images that a list names."""
-    # per-class lists carry a second column of 1, 0 and -1
-    return [line.split()[0] for line in path.read_text("utf-8-sig", errors="replace").splitlines() if line.strip()]
+def read_stems(path: Path, exists: Callable[[str], bool]) -> list[str]:
+    """The images that a list names, one a line; names may contain spaces.
+
+    Where every line ends in -1, 0 or 1, that is a second column, as VOC's lists per class have, except in a line
+    that is the name of a picture as it stands.
+
+    Args:
+        path: The list.
+        exists: Whether there is a picture of a name.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if not all(COLUMN.search(line) for line in lines):
+        return lines
+    return [line if exists(line) else COLUMN.sub("", line) for line in lines]

@@ -12,6 +12,8 @@ from defusedxml.ElementTree import ParseError, fromstring
 from mnv2det.errors import DataError
 
 LARGEST_XML = 64 * 2**20  # bytes
+# as programs print it: 12, 12., .5, 5.5e-17, 1.5e+01
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -64,7 +66,7 @@ def stated_object(item: Any, number: int, path: Path) -> tuple[str, list[float],
 
 def _number(tree: Any, tag: str, place: object) -> float:
     text = (tree.findtext(tag) or "").strip()
-    if not re.fullmatch(r"[-+]?\d{1,9}(\.\d+)?([eE][-+]?\d)?", text):
+    if not NUMBER.fullmatch(text) or abs(float(text)) > 1e12:
         raise DataError(f"{place}: {tag}: expected a number, got '{text[:40]}'")
     return float(text)
 

@@ -176,8 +176,8 @@ def test_category_not_among_the_given_names(tmp_path: Path):
         ([category(1, "a"), category(1, "b")], "categories[1]: the id 1 occurs twice"),
         ([{"id": 1}], "categories[0]: name None: expected a string"),
         (["cat"], "categories[0]: expected keys, got cat"),
-        ([{"id": "1", "name": "a"}], "categories[0]: id 1: expected a whole number"),
-        ([{"id": True, "name": "a"}], "categories[0]: id True: expected a whole number"),
+        ([{"id": 1.5, "name": "a"}], "categories[0]: id 1.5: expected a whole number or a string"),
+        ([{"id": True, "name": "a"}], "categories[0]: id True: expected a whole number or a string"),
     ],
 )
 def test_broken_categories(tmp_path: Path, categories: list[Any], expected: str):
@@ -188,6 +188,101 @@ def test_broken_categories(tmp_path: Path, categories: list[Any], expected: str)
 def test_categories_of_one_name_are_not_merged_by_given_names(tmp_path: Path):
     write(tmp_path, [], categories=[category(1), category(2)])
     assert message(tmp_path, names=("cat",)).endswith("must be different and not empty, got ['cat', 'cat']")
+
+
+# what tools write
+
+
+def test_ids_are_strings_or_whole_numbers_which_may_be_floats(tmp_path: Path):
+    images = [image(1, id="im-1"), image(2, id=2.0), image(3, id="2")]
+    entries = [annotation(image_id="im-1", category_id="x"), annotation("b", image_id=2, category_id=7)]
+    entries.append(annotation(None, image_id="2", category_id=7.0, bbox=[1, 1, 2, 2]))
+    write(tmp_path, entries, images, [category("x", "cat"), category(7.0, "dog")])
+    data = load(tmp_path)
+    assert [data.image_id(index) for index in range(3)] == ["im-1", 2, "2"]
+    assert data.classes == {"labels": ["dog", "cat"]}
+    assert data.category_ids.tolist() == [7, "x"]
+    assert [data.target(index)["labels"].tolist() for index in range(3)] == [[1], [0], [0]]
+
+
+def test_sizes_may_be_whole_floats(tmp_path: Path):
+    write(tmp_path, [annotation(bbox=[50, 30, 90, 90])], images=[image(height=40.0, width=60.0)])
+    assert_array_equal(load(tmp_path).target(0)["boxes"], [[50, 30, 60, 40]])
+
+
+@pytest.mark.parametrize(("value", "ignored"), [(False, False), (True, True), (None, False), (0.0, False), (1, True)])
+def test_crowds_are_told_by_numbers_and_truth_values(tmp_path: Path, value: Any, ignored: bool):
+    write(tmp_path, [annotation(iscrowd=value), annotation(2)])
+    assert load(tmp_path).target(0)["ignore"].tolist() == [ignored, False]
+
+
+def test_fields_that_are_null_are_as_if_missing(tmp_path: Path):
+    nulls = dict.fromkeys(("id", "area", "iscrowd", "segmentation", "keypoints", "attributes"))
+    write(tmp_path, [annotation() | nulls])
+    target = load(tmp_path).target(0)
+    assert (target["area"].tolist(), target["ignore"].tolist()) == ([200], [False])
+
+
+def test_an_empty_bbox_is_that_of_the_segmentation(tmp_path: Path):
+    write(tmp_path, [annotation(bbox=[], segmentation=[[10, 5, 20, 5, 15, 12]])])
+    assert_array_equal(load(tmp_path).target(0)["boxes"], [[10, 5, 20, 12]])
+
+
+def test_backslashes_are_slashes(tmp_path: Path):
+    names = [r"sub\1.png", r"..\images\2.png", "../images/sub/../3.png"]
+    write(tmp_path, [], images=[image(n, file_name=name) for n, name in enumerate(names, 1)])
+    (tmp_path / "images/sub").mkdir(parents=True)
+    for name in ("sub/1.png", "2.png", "3.png"):
+        save_picture(tmp_path, name, (40, 60))
+    data = load(tmp_path)
+    assert [data.read(index).image_id for index in range(3)] == [1, 2, 3]
+    assert [file.decode() for file in data._files] == ["sub/1.png", "2.png", "3.png"]
+
+
+def test_a_file_may_have_a_backslash_in_its_name(tmp_path: Path):
+    write(tmp_path, [], images=[image(1, file_name=r"sub\1.png")])
+    save_picture(tmp_path, r"sub\1.png", (40, 60))
+    assert load(tmp_path).read(0).image.shape == (40, 60, 3)
+
+
+def test_backslashes_cannot_leave_the_image_folder(tmp_path: Path):
+    write(tmp_path, [], images=[image(1, file_name=r"..\x.png")])
+    assert message(tmp_path) == rf"images[0]: path '..\\x.png' leaves the data folder {tmp_path}/images"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_jsons_of_any_shell_are_read(tmp_path: Path, encoding: str):
+    write(tmp_path, [annotation()], categories=[category(1, "ä")])
+    (tmp_path / JSON).write_bytes((tmp_path / JSON).read_text("utf-8").encode(encoding))
+    assert load(tmp_path).classes == {"labels": ["ä"]}
+
+
+def test_nothing_but_crowds_is_refused_and_can_be_taken_as_objects(tmp_path: Path):
+    runs = {"size": [40, 60], "counts": [0, 400, 2000]}
+    write(tmp_path, [annotation(n, iscrowd=1, segmentation=runs) for n in (1, 2)])
+    expected = "all 2 boxes are crowds (iscrowd 1): ignored; crowds=objects takes them as objects"
+    assert message(tmp_path) == expected
+    assert message(tmp_path, bad_data=BadData.skip) == expected
+    save_picture(tmp_path, "1.png", (40, 60))
+    data = load(tmp_path, masks="coco", crowds="objects")
+    assert data.target(0)["ignore"].tolist() == [False, False]
+    assert np.unique(data.read(0).target["mask"], return_counts=True)[1].tolist() == [2000, 400]
+
+
+def test_a_category_called_background_is_the_background_of_masks(tmp_path: Path):
+    def square(identifier: int, x: int, **other: Any) -> dict[str, Any]:
+        return annotation(identifier, segmentation=[[x, 0, x + 10, 0, x + 10, 10, x, 10]], **other)
+
+    categories = [category(0, "background"), category(1, "leaf")]
+    write(tmp_path, [square(1, 0, category_id=0), square(2, 20)], categories=categories)
+    save_picture(tmp_path, "1.png", (40, 60))
+    data = load(tmp_path, masks="coco")
+    assert data.classes == {"labels": ["background", "leaf"], "mask": ["background", "leaf"]}
+    mask = data.read(0).target["mask"]
+    assert (mask[:10, :10] == 0).all()
+    assert mask.sum() == (mask[:10, 20:30] == 1).sum() == 100
+    write(tmp_path, [square(1, 0, category_id=0)], categories=categories[:1])
+    assert message(tmp_path, masks="coco") == "masks: no category is a class of them, apart from background"
 
 
 # broken annotations
@@ -310,7 +405,7 @@ def test_json_that_is_not_coco(tmp_path: Path, content: str):
         ([image(1, height=0)], "images[0]: height 0, width 60: expected whole numbers of pixels"),
         ([image(1, width="sixty")], "images[0]: height 40, width sixty: expected whole numbers of pixels"),
         ([image(1, file_name=7)], "images[0]: file_name 7: expected a string"),
-        ([image(1, id=None)], "images[0]: id None: expected a whole number"),
+        ([image(1, id=None)], "images[0]: id None: expected a whole number or a string"),
     ],
 )
 def test_broken_images(tmp_path: Path, images: list[Any], expected: str):
@@ -321,7 +416,7 @@ def test_broken_images(tmp_path: Path, images: list[Any], expected: str):
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../x.png", "a\0.png"])
 def test_file_name_cannot_leave_the_image_folder(tmp_path: Path, name: str):
     write(tmp_path, [], images=[image(1, file_name=name)])
-    assert message(tmp_path) == f"images[0]: path '{name}' leaves the data folder {tmp_path}/images"
+    assert message(tmp_path) == f"images[0]: path {name!r} leaves the data folder {tmp_path}/images"
 
 
 @pytest.mark.parametrize("key", ["annotations", "images"])

@@ -84,6 +84,22 @@ def test_mistakes_name_the_folder_and_the_file(tmp_path: Path):
         ImageFolder(root=root, images="pictures").dataset().read(0)
 
 
+def test_hidden_folders_are_no_classes_and_hold_no_pictures(tmp_path: Path):
+    root = collection(tmp_path)
+    before = ImageFolder(root=root, images="pictures").dataset()
+    picture = next((root / "pictures" / "cat").glob("**/*.*"))
+    for place in (".ipynb_checkpoints", "@eaDir", "__MACOSX/cat", "cat/.thumbnails", "cat/@eaDir/x"):
+        (root / "pictures" / place).mkdir(parents=True)
+        (root / "pictures" / place / "a.png").write_bytes(picture.read_bytes())
+    (root / "pictures" / "cat" / "._a.png").write_bytes(b"not a picture")
+    data = ImageFolder(root=root, images="pictures").dataset()
+    assert data.classes == before.classes
+    assert [data.image_id(index) for index in range(len(data))] == [before.image_id(n) for n in range(len(before))]
+    assert data.problems == [
+        f"{root}/pictures/{name}: a hidden folder is no class" for name in (".ipynb_checkpoints", "@eaDir", "__MACOSX")
+    ]
+
+
 @pytest.mark.parametrize("size", [(480, 640), (300, 200), (50, 50), (1, 400)])
 def test_the_middle_is_shown(size: tuple[int, int]):
     ramp = np.zeros((*size, 3), np.uint8)

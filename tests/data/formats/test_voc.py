@@ -74,6 +74,21 @@ def test_fractions_and_exponents_are_numbers(tmp_path: Path):
     assert_array_equal(load(tmp_path).target(0)["boxes"], [[0.5, 1, 30, 10.25]])
 
 
+def test_numbers_are_read_as_programs_print_them(tmp_path: Path):
+    boxes = [
+        ("5.551115123125783e-17", ".5", "1.5e+01", "12."),
+        ("1.0000000000000000", "1E0", "30.000000000000004", "9"),
+    ]
+    write(tmp_path, {"a": annotation(*(item(box=box) for box in boxes))})
+    assert_array_equal(load(tmp_path).target(0)["boxes"], [[0, 0, 15, 12], [0, 0, 30, 9]])
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-Infinity", "0x1f", "1_0", "1,5", "1e", ".", "1 2", "1e999", "٣"])
+def test_what_is_no_number_is_refused(tmp_path: Path, text: str):
+    write(tmp_path, {"a": annotation(item(box=(1, 1, text, 9)))})
+    assert message(tmp_path) == f"Annotations/a.xml: object 1 'cat': bndbox/xmax: expected a number, got '{text}'"
+
+
 def test_difficult_is_ignored(tmp_path: Path):
     extras = ["<difficult>1</difficult>", "<difficult>0</difficult>", ""]
     write(tmp_path, {"a": annotation(*(item(extra=extra) for extra in extras))})
@@ -121,6 +136,71 @@ def test_second_column_blank_lines_and_byte_order_mark_are_no_stems(tmp_path: Pa
     write(tmp_path, {"a": annotation(item()), "b": annotation(item())}, listed="\ufeffa  1\r\n\r\nb -1\r\n")
     data = load(tmp_path)
     assert [data.image_id(index) for index in range(len(data))] == ["a", "b"]
+
+
+def ids(data: RecordsDataset) -> list[int | str]:
+    return [data.image_id(index) for index in range(len(data))]
+
+
+def test_one_name_in_two_folders_is_two_images(tmp_path: Path):
+    files = {"north/000": annotation(item("ant")), "south/000": annotation(item("bee")), "000": annotation(item("cow"))}
+    for stem in files:
+        for folder in ("Annotations", "JPEGImages"):
+            (tmp_path / "VOCdevkit/VOC2007" / folder / stem).parent.mkdir(parents=True, exist_ok=True)
+    write(tmp_path, files, listed="north/000\nsouth\\000\n./north/../000\n")
+    data = load(tmp_path)
+    assert ids(data) == ["north/000", "south/000", "000"]
+    assert [data.classes["labels"][data.target(index)["labels"][0]] for index in range(3)] == ["ant", "bee", "cow"]
+
+
+def test_one_path_written_in_two_ways_is_listed_twice(tmp_path: Path):
+    write(tmp_path, {"a": annotation(item())}, listed="a\n./a\n")
+    assert message(tmp_path) == "ImageSets/Main/train.txt: image 'a' is listed twice"
+
+
+def test_ids_begin_with_their_home_where_two_homes_have_an_image_of_one_name(tmp_path: Path):
+    write(tmp_path, {"a": annotation(item("x")), "b": annotation(item("x"))}, year="VOC2012")
+    write(tmp_path, {"a": annotation(item("y"))})
+    data = load(tmp_path, "VOC2012/train", "VOC2007/train")
+    assert ids(data) == ["VOC2012/a", "VOC2012/b", "VOC2007/a"]
+    assert ids(load(tmp_path, "VOC2007/train")) == ["a"]
+
+
+def test_names_contain_spaces(tmp_path: Path):
+    files = {name: annotation(item()) for name in ("yard 00", "yard 01", "my yard -1", "yard")}
+    write(tmp_path, files)
+    assert ids(load(tmp_path)) == list(files)
+
+
+def test_a_number_at_the_end_of_a_name_is_no_column(tmp_path: Path):
+    files = {name: annotation(item()) for name in ("yard 0", "yard 1")}
+    write(tmp_path, files)
+    for name in files:
+        save_picture(tmp_path, f"{name}.jpg")
+    assert ids(load(tmp_path)) == list(files)
+    write(tmp_path, files, listed="yard 0 -1\nyard 1  1\n")
+    assert ids(load(tmp_path)) == list(files)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_lists_of_any_shell_are_read(tmp_path: Path, encoding: str):
+    write(tmp_path, {"ä": annotation(item())})
+    (tmp_path / "VOCdevkit/VOC2007/ImageSets/Main/train.txt").write_bytes("ä\r\n".encode(encoding))
+    assert ids(load(tmp_path)) == ["ä"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("ä".encode("latin-1"), "not a text in UTF-8 (byte 0); save it as UTF-8"),
+        (b"\xff\xfea", "not a text in UTF-16 (byte 2); save it as UTF-8"),
+        ("a".encode("utf-16-le"), "NUL bytes in it, as in UTF-16 without a byte order mark; save it as UTF-8"),
+    ],
+)
+def test_a_list_in_another_encoding_is_named(tmp_path: Path, content: bytes, expected: str):
+    write(tmp_path, {"a": annotation(item())})
+    (tmp_path / "VOCdevkit/VOC2007/ImageSets/Main/train.txt").write_bytes(content)
+    assert message(tmp_path) == f"ImageSets/Main/train.txt: {expected}"
 
 
 @pytest.mark.parametrize("name", ["train", "/train", "./train", "a/b/c"])
@@ -264,7 +344,7 @@ def test_skip_leaves_out_the_box_and_lists_it(tmp_path: Path):
 
 
 def test_skip_leaves_out_the_image_whose_xml_cannot_be_read(tmp_path: Path):
-    write(tmp_path, {"a": "<", "b": annotation(item()), "c": annotation(size=(0, 0))}, listed="a b\nb\nc\nd")
+    write(tmp_path, {"a": "<", "b": annotation(item()), "c": annotation(size=(0, 0))}, listed="a\nb\nc\nd")
     data = load(tmp_path, bad_data=BadData.skip)
     assert [data.image_id(index) for index in range(len(data))] == ["b"]
     assert [line.split(": ")[0][-5:] for line in data.problems] == ["a.xml", "c.xml", "d.xml"]
@@ -285,6 +365,31 @@ def test_read_gives_picture_target_and_id(tmp_path: Path):
     assert (sample.image.shape, sample.image_id) == ((40, 60, 3), "a")
     assert sample.image[0, 0].tolist() == [9, 8, 7]
     assert_array_equal(sample.target["boxes"], [[10, 5, 30, 15]])
+
+
+def save_picture(root: Path, name: str) -> Path:
+    path = root / "VOCdevkit/VOC2007/JPEGImages" / name
+    Image.new("RGB", (60, 40), (9, 8, 7)).save(path, "PNG")
+    return path
+
+
+def test_pictures_may_have_any_suffix(tmp_path: Path):
+    names = ["a.jpg", "b.JPG", "c.jpeg", "d.png", "e.f.PNG"]
+    write(tmp_path, {Path(name).stem: annotation(item()) for name in names})
+    for name in names:
+        save_picture(tmp_path, name)
+    data = load(tmp_path)
+    assert data.problems == []
+    assert [data.read(index).image.shape for index in range(5)] == [(40, 60, 3)] * 5
+
+
+def test_of_two_pictures_of_one_name_jpg_is_read_and_the_other_named(tmp_path: Path):
+    write(tmp_path, {"a": annotation(item()), "b": annotation(item())})
+    paths = [save_picture(tmp_path, name) for name in ("a.PNG", "a.jpg", "b.png", "b.webp")]
+    data = load(tmp_path)
+    assert [Path(file.decode()).name for file in data._files] == ["a.jpg", "b.png"]
+    assert data.problems == [f"{paths[0]}: a.jpg is read instead", f"{paths[3]}: b.png is read instead"]
+    assert load(tmp_path, suffix=".jpg").problems == []
 
 
 def test_picture_of_another_size_is_refused(tmp_path: Path):
