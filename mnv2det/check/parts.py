@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from mnv2det.check.folder import FolderPart
 from mnv2det.check.split import Role, Split
 from mnv2det.config import Config, data_root
 from mnv2det.data.dataset import Dataset
@@ -14,16 +13,17 @@ from mnv2det.data.formats.base import Format
 from mnv2det.data.formats.records import Picture, Records
 from mnv2det.engine.build import build_source
 from mnv2det.errors import DataError, near
+from mnv2det.labels.base import Part
 from mnv2det.registry import HEADS
 
 
-def read_parts(parts: Sequence[FolderPart], root: Path) -> list[Split]:
+def read_parts(parts: Sequence[Part], root: Path) -> list[Split]:
     """Reads what `mnv2det.check.folder.recognise` found; all are held to the classes of the training part."""
     splits: list[Split] = []
     names: list[str] | None = None
     for part in parts:
-        if part.role != "train":
-            part.format.names = names
+        if part.role != "train" and names is not None:
+            part.format.names = names  # type: ignore[attr-defined]  # of every format of boxes
         split = Split(part.name, part.role, root, part.format.read(), part.format)
         if part.role == "train" and names is None:
             names = split.records.classes.get("labels") or None

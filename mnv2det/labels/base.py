@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, NamedTuple
 from PIL import Image
 
 from mnv2det.data.formats.base import Format
-from mnv2det.data.images import DAMAGED, EXTENSIONS
+from mnv2det.data.images import DAMAGED, EXTENSIONS, is_hidden
 from mnv2det.errors import DataError
 
 Role = Literal["train", "val", "test", "all"]
@@ -28,8 +28,6 @@ ROLES: dict[str, Role] = {
     "test": "test",
     "testing": "test",
 }
-# written by operating systems and notebooks, never by a person
-SYSTEM_NAMES = frozenset({"__macosx", "@eadir", "$recycle.bin", "thumbs.db", "desktop.ini"})
 LARGEST_LIST = 2**20  # bytes
 ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 ORIENTATION = 0x0112  # EXIF's number for it
@@ -221,11 +219,6 @@ class LabelFormat(ABC):
             DataError: The format cannot be written.
         """
         raise DataError("this format is only read")
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden, or written by an operating system or a notebook for itself."""
-    return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def role_of(path: str) -> Role:

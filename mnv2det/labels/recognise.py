@@ -45,7 +45,7 @@ def recognise(folder: str | os.PathLike[str], name: str | None = None) -> Recogn
             return found[0]
     seen = f"{len(tree.pictures)} pictures among {len(tree.files)} files"
     reasons = "; ".join(f"{name}: {reason}" for name, reason in lacking.items())
-    raise DataError(f"{folder}: no labels recognised in {seen} ({reasons})")
+    raise DataError(f"{folder}: no labels recognised in {seen}; expected one of these formats: {reasons}")
 
 
 def _format(name: str) -> LabelFormat:

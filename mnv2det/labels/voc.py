@@ -209,23 +209,10 @@ def _devkit(tree: Tree, homes: Sequence[str]) -> Recognised:
     )
     parts = []
     for name, group in lists.items():
-        voc = VocLists(
-            tree.root, group, where=f"{tree.root} ({name})", suffix=_suffix(tree, group), mask_names=mask_names
-        )
+        voc = VocLists(tree.root, group, where=f"{tree.root} ({name})", mask_names=mask_names)
         parts.append(Part(name, OTHER_LISTS.get(name) or ROLES.get(name.lower(), "all"), voc))
     about = f"VOC's layout in {', '.join(home.rstrip('/') or '.' for home in homes)}: {', '.join(lists)}"
     return Recognised("voc", about, parts, remarks)
-
-
-def _suffix(tree: Tree, group: Sequence[ImageList]) -> str:
-    """The most frequent suffix among the pictures of a home; ``.jpg`` where there are none."""
-    counts: dict[str, int] = {}
-    folder = f"{group[0].home.joinpath('JPEGImages').relative_to(tree.root).as_posix()}/"
-    for file in tree.pictures:
-        if file.startswith(folder):
-            suffix = os.path.splitext(file)[1]
-            counts[suffix] = counts.get(suffix, 0) + 1
-    return max(counts, key=lambda suffix: counts[suffix], default=".jpg")
 
 
 def _pairs(tree: Tree, xmls: Sequence[str]) -> Recognised:

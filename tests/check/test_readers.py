@@ -311,7 +311,7 @@ def test_one_line_says_what_was_expected(tmp_path: Path, text: str, reason: str)
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DataError) as error:
         recognise(tmp_path)
-    assert "no data set recognised" in str(error.value)
+    assert "no labels recognised" in str(error.value)
     assert reason in str(error.value)
     assert "expected" in str(error.value)
     assert "\n" not in str(error.value)

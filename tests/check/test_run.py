@@ -187,7 +187,7 @@ def test_exit_codes_report_and_json(tmp_path: Path, capsys):
         (["gone"], "gone: no such config or folder"),
         ([".", "a=1"], "is a folder; overrides such as 'a=1' are for a config"),
         (["a.json"], "a.json: expected a config (.yaml) or a folder of data"),
-        (["empty"], "no data set recognised; expected a config (.yaml), VOC's layout"),
+        (["empty"], "no labels recognised in 0 pictures among 0 files; expected one of these formats: "),
         (["empty", "--workers", "0"], "--workers 0: expected at least 1"),
         (["empty", "--size", "8", "8"], "--size 32"),
         (["empty", "--mask-classes", "0"], "--mask-classes must be from 1 to 255"),
