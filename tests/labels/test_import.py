@@ -175,7 +175,7 @@ def test_two_formats_in_one_folder_are_both_named(tmp_path: Path):
 def test_no_labels_says_what_was_seen_and_lacking(tmp_path: Path):
     for number in range(3):
         save(tmp_path / "tool" / f"{number}.jpg", picture(number), quality=90)
-    with pytest.raises(DataError, match="no labels recognised in 3 pictures among 3 files; .*voc: no xml"):
+    with pytest.raises(DataError, match=r"no labels recognised in 3 pictures among 3 files; .*voc: no xml"):
         import_data(tmp_path / "tool", tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
