@@ -93,8 +93,9 @@ class Finding:
     position: int = -1
 
     def __post_init__(self) -> None:
-        for key in ("file", "value", "expected"):
-            object.__setattr__(self, key, printable(getattr(self, key)))
+        for key in ("file", "value", "expected", "image", "annotation"):
+            value = getattr(self, key)
+            object.__setattr__(self, key, printable(value) if isinstance(value, str) else value)
 
     @property
     def severity(self) -> Severity:

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from check_tools import Voc, item, kinds, picture, xml
+from check_tools import Voc, item, kinds, picture, two_parts, write, xml
 from PIL import Image
 
 from mnv2det.check.run import Report, check_data
+from mnv2det.cli import main
 from mnv2det.commands.evaluate_files import read_truth
 from mnv2det.config import load_config
+from mnv2det.data.formats.coco import CocoJson
 from mnv2det.data.formats.voc import VOC
 from mnv2det.engine.build import build_dataset
 from mnv2det.engine.coverage import check_coverage
@@ -101,6 +103,28 @@ def test_metrics_do_not_depend_on_the_folders_that_pictures_lie_in(tmp_path: Pat
     nested, flat = (coco_metrics_of(VOC(root=tmp_path, sets=(f"Mine/{name}",)).dataset()) for name in ("train", "val"))
     assert nested == flat
     assert 0 < flat["AP"] < 1
+
+
+# COCO's json
+
+
+def test_ids_that_are_strings_are_printed_on_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    train, val = two_parts(tmp_path / "data")
+    for entry in train.images:
+        entry["id"] = f"im\n\0{entry['id']}"
+    for entry in train.annotations:
+        entry["image_id"], entry["id"] = f"im\n\0{entry['image_id']}", f"a\x1b[2J{entry['id']}"
+    train.annotations[0]["bbox"] = [0, 0, 0, 0]
+    root = write(train, val)
+    assert errors(check_data(root, workers=0, fix=tmp_path / "clean")) == ["box_no_area"]
+    assert errors(check_data(tmp_path / "clean", workers=0)) == []
+    assert main(["data", "check", str(root)]) == 1
+    printed = capsys.readouterr().out
+    assert r"annotation a\x1b[2J1: 'cat' [0, 0, 0, 0]" in printed
+    assert all(line.isprintable() for line in printed.splitlines())
+    with pytest.raises(DataError) as error:
+        CocoJson(train.json, train.folder).dataset()
+    assert str(error.value).isprintable()
 
 
 # the cases of ../shared/data/cases
