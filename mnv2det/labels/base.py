@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -227,11 +228,15 @@ def is_hidden(name: str) -> bool:
 
 
 def role_of(path: str) -> Role:
-    """What a file is for by its name or else the nearest of its folders: ``train``, ``val``, ``test`` or ``all``."""
-    stem, *folders = os.path.splitext(path)[0].lower().split("/")[::-1]
-    if stem in ROLES:
-        return ROLES[stem]
-    return next((ROLES[folder] for folder in folders if folder in ROLES), "all")
+    """What a file is for by a word of its name, or else of the nearest of its folders.
+
+    ``instances_train2017.json`` and ``train_images/a/b.jpg`` are for ``train``; ``all`` where no word says it.
+    """
+    for name in reversed(os.path.splitext(path)[0].lower().split("/")):
+        role = next((ROLES[word] for word in re.findall("[a-z]+", name) if word in ROLES), None)
+        if role is not None:
+            return role
+    return "all"
 
 
 def picture_size(path: Path) -> tuple[int, int]:
