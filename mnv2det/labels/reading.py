@@ -124,7 +124,8 @@ def set_classes(records: Records, listed: Sequence[str] | None, names: Sequence[
     """
     boxes, kept = records.boxes, records.kept()[1]
     if listed is None:
-        listed = sorted({boxes.names[label] for label in boxes.label[kept].tolist()})
+        labels = boxes.label[kept] if kept.any() else boxes.label
+        listed = sorted({boxes.names[label] for label in labels.tolist()})
     file = records.files[0] if records.files else records.folder
     records.classes["labels"], issues = class_list(listed, names, where=records.where)
     if listed or names or needed:
