@@ -1,9 +1,9 @@
 """Tables with a row for each box: TensorFlow's, Open Images', RetinaNet's, and any other with named columns.
 
-A table with the columns ``filename, width, height, class, xmin, ymin, xmax, ymax`` comes from the many scripts that
-prepare TensorFlow records. They copy the numbers of VOC's xml, so these are read as VOC has them: pixels count from 1
-and the last is inside. The numbers of every other table are corners counted from 0 (or x, y, width and height), and
-those of Open Images are shares of the picture's sides. Which columns there are is found out by
+A table with the columns ``filename, class, xmin, ymin, xmax, ymax``, mostly with ``width`` and ``height``, comes from the
+many scripts that prepare TensorFlow records. They copy the numbers of VOC's xml, so these are read as VOC has them:
+pixels count from 1 and the last is inside. The numbers of every other table are corners counted from 0 (or x, y, width
+and height), and those of Open Images are shares of the picture's sides. Which columns there are is found out by
 `mnv2det.labels.csv_columns`.
 """
 
@@ -214,10 +214,15 @@ class CsvLabels(LabelFormat):
         """See `LabelFormat.recognise`."""
         tables: list[Table] = []
         titles: dict[str, str] = {}
-        remarks = []
+        remarks, broken = [], []
         files = tree.with_suffix(".csv", ".tsv")
         for file in files[:MOST_TABLES]:
-            table = read_table(tree, file)
+            table: Table | dict[str, str] | str
+            try:
+                table = read_table(tree, file)
+            except EntryError as error:
+                table = str(error)
+                broken.append(f"{tree.path(file)}: {table}")
             if isinstance(table, Table):
                 tables.append(table)
             elif isinstance(table, dict):
@@ -227,6 +232,8 @@ class CsvLabels(LabelFormat):
         remarks += [Remark("csv_skipped", file, f"more than {MOST_TABLES} tables") for file in files[MOST_TABLES:]]
         if not tables:
             return f"{remarks[0].file}: {remarks[0].what}" if remarks else "no csv with a row for each box"
+        if broken:
+            raise DataError(broken[0])
         if not tree.pictures:
             return f"{tables[0].file}: rows of boxes, but no picture"
         if not titles and any(table.stems for table in tables):

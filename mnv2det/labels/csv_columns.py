@@ -13,7 +13,7 @@ from mnv2det.data.formats.problems import shown
 from mnv2det.data.images import EXTENSIONS
 from mnv2det.errors import DataError
 from mnv2det.labels.base import Tree
-from mnv2det.labels.reading import read_text, text_lines
+from mnv2det.labels.reading import EntryError, read_text, text_lines
 
 TENSORFLOW = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax")
 CORNERS = ("x1", "y1", "x2", "y2")
@@ -75,7 +75,11 @@ class Table:
 
 
 def read_table(tree: Tree, file: str) -> Table | dict[str, str] | str:
-    """What a csv is: a table of boxes, Open Images' names by code, or why it is neither."""
+    """What a csv is: a table of boxes, Open Images' names by code, or why it is neither.
+
+    Raises:
+        EntryError: All but one of the columns of a table of boxes are there.
+    """
     try:
         lines = text_lines(read_text(tree.path(file)))
     except DataError as error:
@@ -100,12 +104,16 @@ def read_table(tree: Tree, file: str) -> Table | dict[str, str] | str:
         for meaning, called in (("width", "imagewidth"), ("height", "imageheight")):
             columns.pop(meaning)
             columns |= {meaning: names.index(called)} if called in names else {}
-    numbers = CORNERS if set(CORNERS) <= columns.keys() else SIDES
-    if not {"file", "class", *numbers} <= columns.keys():
+    numbers = max(CORNERS, SIDES, key=lambda meanings: len(columns.keys() & set(meanings)))
+    lacking = [meaning for meaning in ("file", "class", *numbers) if meaning not in columns]
+    if len(lacking) == 1:
+        expected = ", ".join(CALLED[lacking[0]][:3])
+        raise EntryError("annotation_broken", f"no column {expected} in '{shown(first, 80)}'")
+    if lacking:
         return f"its columns are not those of boxes: {shown(first, 80)}"
     if {"imageid", "labelname", "xmin"} <= set(names):
         return Table(file, separator, columns, len(cells), True, "shares", stems=True)
-    kind: Literal["pixels", "voc"] = "voc" if set(TENSORFLOW) <= set(names) else "pixels"
+    kind: Literal["pixels", "voc"] = "voc" if set(TENSORFLOW) - set(SIZES) <= set(names) else "pixels"
     return Table(file, separator, columns, len(cells), True, kind, numbers)
 
 

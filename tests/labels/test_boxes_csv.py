@@ -8,6 +8,7 @@ from pathlib import Path
 import label_sets as sets
 import pytest
 
+from mnv2det.errors import DataError
 from mnv2det.labels.base import Tree
 from mnv2det.labels.boxes_csv import CsvLabels
 
@@ -56,7 +57,7 @@ def test_the_columns_of_open_images(tmp_path: Path):
     "text",
     [
         "image,label,x1,y1,x2,y2\nimg/a.jpg,dog,24,12,40,36\n",
-        "\ufeffFile Name;Class;X_Min;Y_Min;X_Max;Y_Max\r\na.jpg;dog;24;12;40;36\r\n",
+        "\ufeffImage Name;Class;X_Min;Y_Min;X_Max;Y_Max\r\na.jpg;dog;24;12;40;36\r\n",
         "path\tname\tx\ty\tw\th\nC:\\data\\img\\a.jpg\tdog\t24\t12\t16\t24\n",
         "image,x,y,width,height,label\na.jpg,24,12,16,24,dog\n",
         "label_name,bbox_x,bbox_y,bbox_width,bbox_height,image_name,image_width,image_height\ndog,24,12,16,24,a.jpg,64,48\n",
@@ -174,6 +175,14 @@ def test_foreign_tables_are_not_claimed(tmp_path: Path, text: str | bytes):
     answer = CSV.recognise(Tree(tmp_path))
     assert isinstance(answer, str)
     assert answer.startswith("results.csv: ")
+
+
+def test_a_table_that_lacks_one_column_beside_a_whole_one_is_an_error(tmp_path: Path):
+    sets.picture(tmp_path / "a.jpg")
+    sets.write(tmp_path / "train.csv", TENSORFLOW + "a.jpg,64,48,dog,25,13,40,36\n")
+    sets.write(tmp_path / "val.csv", TENSORFLOW.replace("ymax", "yma") + "a.jpg,64,48,dog,25,13,40,36\n")
+    with pytest.raises(DataError, match=r"val\.csv: no column ymax, y2, bottom in 'filename,"):
+        CSV.recognise(Tree(tmp_path))
 
 
 def test_rows_without_pictures_are_no_data_set(tmp_path: Path):

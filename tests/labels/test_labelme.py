@@ -43,9 +43,14 @@ def test_the_documented_example(tmp_path: Path):
     """examples/tutorial/apc2016_obj3.json of labelme, scaled down: polygons of version 4, with the picture inside."""
     sets.picture(tmp_path / "apc2016_obj3.jpg")
     shapes = [
-        {"label": "shelf", "points": [[4, 2.5], [4, 40], [60, 40], [60, 2.5]], "group_id": None, "shape_type": "polygon"},
+        {
+            "label": "shelf",
+            "points": [[4, 2.5], [4, 40], [60, 40], [60, 2.5]],
+            "group_id": None,
+            "shape_type": "polygon",
+        },
         {"label": "highland_6539_self_stick_notes", "points": [[10, 10.5], [20, 10.5], [15, 30]], "flags": {}},
-    ]  # fmt: skip
+    ]
     data = {"version": "4.0.0", "flags": {}, "shapes": shapes, "imagePath": "apc2016_obj3.jpg", "imageData": "/9j/4AAQ"}
     sets.write(tmp_path / "apc2016_obj3.json", json.dumps(data | {"imageHeight": 48, "imageWidth": 64}))
     records = sets.read(LABELME, tmp_path)["all"]
