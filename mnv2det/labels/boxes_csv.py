@@ -1,7 +1,7 @@
 """Tables with a row for each box: TensorFlow's, Open Images', RetinaNet's, and any other with named columns.
 
-A table with the columns ``filename, class, xmin, ymin, xmax, ymax``, mostly with ``width`` and ``height``, comes from the
-many scripts that prepare TensorFlow records. They copy the numbers of VOC's xml, so these are read as VOC has them:
+A table with the columns ``filename, class, xmin, ymin, xmax, ymax``, mostly with ``width`` and ``height``, comes from
+the many scripts that prepare TensorFlow records. They copy the numbers of VOC's xml, so these are read as VOC has them:
 pixels count from 1 and the last is inside. The numbers of every other table are corners counted from 0 (or x, y, width
 and height), and those of Open Images are shares of the picture's sides. Which columns there are is found out by
 `mnv2det.labels.csv_columns`.
