@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mnv2det.data.formats.problems import ANNOTATION_LEFT_OUT, IMAGE_LEFT_OUT, Kind, Severity, printable
+from mnv2det.data.formats.problems import ANNOTATION_LEFT_OUT, Kind, Severity, printable
 from mnv2det.data.formats.problems import KINDS as READER_KINDS
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")

@@ -40,8 +40,6 @@ KINDS: dict[str, Kind] = {
         "look whether boxes fit the picture as it is: it may have been resized after it was annotated",
         "stated size corrected",
     ),
-    "image_missing": Kind("error", "images that are not there", "fetch them, or correct their names", IMAGE_LEFT_OUT),
-    "image_broken": Kind("error", "undecodable or truncated images", "fetch or export them again", IMAGE_LEFT_OUT),
     "image_twice": Kind("error", "images listed twice", "keep one entry for each image", "second entry left out"),
     "images_none": Kind("error", "no image left to train on", "lower least_pixels, or collect other images"),
     "annotation_missing": Kind(
@@ -59,6 +57,8 @@ KINDS: dict[str, Kind] = {
     "class_unknown": Kind("error", "classes that are not expected", "correct the name, or add it to the class list"),
     "mask_missing": Kind("error", "images without a mask", "draw them, or unlist the images"),
     "folder_empty": Kind("warning", "class folders without pictures", "collect some, or delete the folder"),
+    "image_missing": Kind("error", "images that are not there", "fetch them, or correct their names", IMAGE_LEFT_OUT),
+    "image_broken": Kind("error", "undecodable or truncated images", "fetch or export them again", IMAGE_LEFT_OUT),
 }
 
 
