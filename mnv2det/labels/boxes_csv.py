@@ -34,6 +34,7 @@ from mnv2det.labels.base import (
 )
 from mnv2det.labels.csv_columns import CORNERS, SIZES, TENSORFLOW, Table, read_rows, read_table
 from mnv2det.labels.reading import (
+    ROLE_ORDER,
     EntryError,
     PictureFinder,
     add_picture,
@@ -45,7 +46,6 @@ from mnv2det.labels.reading import (
 from mnv2det.registry import LABELS
 
 MOST_TABLES = 64
-ORDER: tuple[Role, ...] = ("train", "val", "test", "all")
 NO_FLAGS = ("", "0", "-1", "false", "no")  # of Open Images, which has -1 for unknown
 
 
@@ -78,7 +78,7 @@ class CsvTables:
         for table in self.tables:
             if "split" in table.columns:
                 roles |= {self.role_of_row(table, cells) for _, cells in read_rows(self.tree, table) if cells}
-        return [role for role in ORDER if role in roles]
+        return [role for role in ROLE_ORDER if role in roles]
 
     @cached_property
     def unlisted(self) -> list[str]:

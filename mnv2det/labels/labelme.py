@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mnv2det.data.formats.base import Format
-from mnv2det.data.formats.coco import SIDES, real
+from mnv2det.data.formats.coco import SIDES
 from mnv2det.data.formats.problems import shown
 from mnv2det.data.formats.records import Box, Records
 from mnv2det.data.masks import encode, whole
@@ -28,16 +28,14 @@ from mnv2det.labels.base import (
     Tree,
     role_of,
 )
-from mnv2det.labels.reading import EntryError, PictureFinder, add_picture, is_text, set_classes
+from mnv2det.labels.labelme_shapes import Shape, parse_shape
+from mnv2det.labels.reading import ROLE_ORDER, EntryError, PictureFinder, add_picture, free_name, set_classes
 from mnv2det.registry import LABELS
 
 LARGEST_JSON = 256 * 2**20  # bytes; a json may hold its picture
 SAMPLE = 20  # json files that are looked into before a folder is taken for labelme's
-NO_CLASSES = frozenset({"__ignore__", "_background_"})  # labelme's own names for what is no object
 KEYS = frozenset({"imagePath", "imageData", "imageHeight", "version"})  # of which a json of labelme has one
-CIRCLE_POINTS = 72
 VERSION = "5.5.0"  # of the form that is written
-ORDER: tuple[Role, ...] = ("train", "val", "test", "all")
 
 
 class _Document(NamedTuple):
@@ -183,23 +181,12 @@ def _check_size(records: Records, index: int, path: Path, stated: tuple[Any, Any
     records.add_problem("image_size", path, what, index=index, expected="" if known else "whole numbers of pixels")
 
 
-class _Shape(NamedTuple):
-    """A shape that covers an area: its label, the numbers of its box as stated, its outline, and its flag."""
-
-    label: str
-    stated: list[float]
-    outline: list[float]
-    difficult: bool
-    position: int
-    plain: bool  # a rectangle, which has no outline of its own
-
-
 def _add_boxes(records: Records, index: int, path: Path, shapes: Sequence[Any], size: tuple[int, int]) -> None:
     """Adds the objects of a picture: shapes of one label and ``group_id`` are one object."""
-    objects: dict[tuple[str, str, str], list[_Shape]] = {}
+    objects: dict[tuple[str, str, str], list[Shape]] = {}
     for position, entry in enumerate(shapes):
         try:
-            shape = _parse_shape(entry, position)
+            shape = parse_shape(entry, position)
             if shape is not None:
                 group = entry.get("group_id")
                 if not (group is None or isinstance(group, int | str)):
@@ -236,51 +223,6 @@ def _report(records: Records, index: int, path: Path, position: int, error: Entr
     )
 
 
-def _parse_shape(entry: Any, position: int) -> _Shape | None:
-    """A shape that covers an area; None for what labelme itself takes for no object.
-
-    Raises:
-        EntryError: It is no shape, or one without an area.
-    """
-    if not isinstance(entry, dict):
-        raise EntryError("annotation_broken", f"expected keys, got {shown(entry, 40)}")
-    label, kind = entry.get("label"), entry.get("shape_type") or "polygon"
-    if not isinstance(label, str) or not is_text(label):
-        raise EntryError("annotation_broken", f"label {shown(label, 40)}: expected the name of a class")
-    if label in NO_CLASSES:
-        return None
-    if kind not in ("rectangle", "circle", "polygon"):
-        what = f"'{shown(label, 40)}' is a {shown(kind, 20)}; expected a rectangle, polygon or circle"
-        raise EntryError("box_malformed", what)
-    points = entry.get("points")
-    if not isinstance(points, list) or not all(
-        isinstance(point, list) and len(point) == 2 and all(real(value) for value in point) for point in points
-    ):
-        raise EntryError("box_malformed", f"'{shown(label, 40)}': points: expected a list of [x, y], numbers both")
-    least, most = {"rectangle": (2, 4), "circle": (2, 2), "polygon": (3, math.inf)}[kind]
-    if not least <= len(points) <= most:
-        raise EntryError("box_malformed", f"'{shown(label, 40)}': a {kind} of {len(points)} points")
-    flags = entry.get("flags")
-    difficult = entry.get("difficult") is True or (isinstance(flags, dict) and flags.get("difficult") is True)
-    numbers = [float(value) for point in points for value in point]
-    across, down = numbers[::2], numbers[1::2]
-    if kind == "circle":
-        radius = math.hypot(across[1] - across[0], down[1] - down[0])
-        turns = [2 * math.pi * step / CIRCLE_POINTS for step in range(CIRCLE_POINTS)]
-        numbers = [
-            value
-            for turn in turns
-            for value in (across[0] + radius * math.cos(turn), down[0] + radius * math.sin(turn))
-        ]
-    if kind == "rectangle":
-        left, top, right, bottom = min(across), min(down), max(across), max(down)
-        numbers = [left, top, right, top, right, bottom, left, bottom]
-    stated = [across[0], down[0], across[1], down[1]]
-    if kind == "rectangle" and len(points) > 2:
-        stated = [left, top, right, bottom]
-    return _Shape(label, stated, numbers, difficult, position, kind == "rectangle")
-
-
 @LABELS.register("labelme")
 class LabelmeLabels(LabelFormat):
     """A json beside each picture, or apart from it with its path in ``imagePath``."""
@@ -304,7 +246,7 @@ class LabelmeLabels(LabelFormat):
         if not tree.pictures:
             raise DataError(f"{tree.root}: labelme's json, but no picture; those in imageData are not read")
         jsons, roles = LabelmeJsons(tree, files), {role_of(file) for file in files}
-        ordered = [role for role in ORDER if role in roles]
+        ordered = [role for role in ROLE_ORDER if role in roles]
         parts = [Part(role, role, LabelmeFiles(jsons, role, last=role == ordered[-1])) for role in ordered]
         return Recognised("labelme", f"labelme's json: {len(files)} files for {len(tree.pictures)} pictures", parts)
 
@@ -317,13 +259,10 @@ class LabelmeLabels(LabelFormat):
             taken: set[str] = set()
             (target / part.role).mkdir(parents=True, exist_ok=True)
             for picture in part.pictures:
-                stem, suffix = os.path.splitext(picture.name)
-                while stem.lower() in taken:
-                    stem += suffix.replace(".", "_") or "_"
-                taken.add(stem.lower())
-                place(picture.source, target / part.role / (stem + suffix))
-                path = target / part.role / f"{stem}.json"
-                path.write_text(to_json(_document(picture, os.path.basename(stem + suffix)), indent=2) + "\n", "utf-8")
+                file = target / part.role / free_name(picture.name, taken)
+                place(picture.source, file)
+                text = to_json(_document(picture, file.name), indent=2)
+                file.with_suffix(".json").write_text(f"{text}\n", "utf-8")
         return []
 
 

@@ -16,6 +16,7 @@ from mnv2det.labels.base import Role, Tree, picture_size, role_of
 LARGEST_TEXT = 256 * 2**20  # bytes
 LARGEST_NUMBER = 1e9  # more than any coordinate or class number
 TOLERANCE = 1e-3  # by how much rounding may put a share of a side outside 0 ... 1
+ROLE_ORDER: tuple[Role, ...] = ("train", "val", "test", "all")  # of splits in reports
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -145,6 +146,20 @@ def set_classes(records: Records, listed: Sequence[str] | None, names: Sequence[
                 position=int(boxes.position[row]),
                 fatal=True,
             )
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """A picture's name that differs from all others in more than its suffix, so that its label file is its own.
+
+    Args:
+        name: As it is, with its suffix.
+        taken: Names in small letters, without suffixes, of the pictures before; the new one is added.
+    """
+    stem, suffix = os.path.splitext(name)
+    while stem.lower() in taken:
+        stem += suffix.replace(".", "_") or "_"
+    taken.add(stem.lower())
+    return stem + suffix
 
 
 class PictureFinder:

@@ -8,7 +8,6 @@ Label Studio and labelImg. What lies where is found out by `mnv2det.labels.yolo_
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from mnv2det.labels.reading import (
     TOLERANCE,
     EntryError,
     add_picture,
+    free_name,
     parse_number,
     parse_shares,
     read_text,
@@ -209,7 +209,7 @@ class YoloLabels(LabelFormat):
             data[part.role] = f"images/{part.role}"
             (target / "images" / part.role).mkdir(parents=True, exist_ok=True)
             for picture in part.pictures:
-                file = f"images/{part.role}/{_free_name(picture.name, taken)}"
+                file = f"images/{part.role}/{free_name(_below_images(picture.name), taken)}"
                 place(picture.source, target / file)
                 labels = target / label_path(file)
                 labels.parent.mkdir(parents=True, exist_ok=True)
@@ -243,14 +243,10 @@ def _foreign(tree: Tree, texts: Sequence[str]) -> str | None:
     return example or f"{texts[0]}: empty, as are all {len(texts)} files, and no data.yaml"
 
 
-def _free_name(name: str, taken: set[str]) -> str:
-    """A name below ``images/ROLE`` whose label file no other picture has; ``images`` in it would move that file."""
+def _below_images(name: str) -> str:
+    """A picture's name without folders called ``images``, which would move its label file."""
     *folders, file = name.split("/")
-    stem, suffix = os.path.splitext("/".join([folder for folder in folders if folder.lower() != "images"] + [file]))
-    while stem.lower() in taken:
-        stem += suffix.replace(".", "_") or "_"
-    taken.add(stem.lower())
-    return stem + suffix
+    return "/".join([folder for folder in folders if folder.lower() != "images"] + [file])
 
 
 def _label_text(picture: LabelledPicture, names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from mnv2det.data.formats.problems import shown
 from mnv2det.data.images import EXTENSIONS
 from mnv2det.errors import DataError
 from mnv2det.labels.base import ROLES, Remark, Role, Tree, role_of
-from mnv2det.labels.reading import EntryError, PictureFinder, is_text, read_text, text_lines
+from mnv2det.labels.reading import ROLE_ORDER, EntryError, PictureFinder, is_text, read_text, text_lines
 
 LARGEST_YAML = 2**20  # bytes
 LARGEST_LIST = 64 * 2**20  # bytes of a list of pictures or classes
@@ -21,7 +21,6 @@ MOST_YAMLS = 64
 NAME_FILES = frozenset({"classes.txt", "obj.names", "classes.names", "_darknet.labels", "predefined_classes.txt"})
 NO_LABELS = frozenset({*NAME_FILES, "notes.txt", "requirements.txt", "readme.txt"})  # besides lists of pictures
 Paths = tuple[str, ...]  # ways to read one path of a yaml: below its key path, or as it is
-ORDER: tuple[Role, ...] = ("train", "val", "test", "all")
 
 
 class YoloSplit(NamedTuple):
@@ -105,7 +104,7 @@ def read_layout(tree: Tree, labels: Mapping[str, str]) -> YoloLayout:
             groups[role], missing[role] = pictures, lacking
     _add_undeclared(tree, labels, groups, set(declared), layout.remarks)
     orphans = _orphans(tree, set(labels.values()), labels)
-    for role in ORDER:
+    for role in ROLE_ORDER:
         if role in groups:
             own = [text for text in orphans if role_of(text) == role]
             orphans = [text for text in orphans if text not in set(own)]
