@@ -108,6 +108,7 @@ class CsvBoxes(Format):
     def __init__(self, tables: CsvTables, role: Role, *, roles: Sequence[Role]) -> None:
         self.tables, self.role, self.roles = tables, role, roles
         self.names: Sequence[str] | None = None
+        self._resized: set[int] = set()  # pictures whose size was reported
 
     def read(self) -> Records:
         """See `Format.read`; ``stated`` are the four numbers of the row in the order of its columns' meaning."""
@@ -118,6 +119,7 @@ class CsvBoxes(Format):
         records = Records(root, where, about, [root / table.file for table in own])
         records.box_place = "line {id}: '{name}' {numbers}"
         indices: dict[str, int] = {}
+        self._resized.clear()
         for table in own:
             for position, cells in read_rows(tables.tree, table):
                 if tables.role_of_row(table, cells) == self.role:
@@ -180,8 +182,8 @@ class CsvBoxes(Format):
             width, height = (parse_number(text) for text in stated)
         except EntryError:
             width, height = -1, -1
-        reported = any(problem.index == index and problem.kind == "image_size" for problem in records.problems)
-        if (height, width) != size and not reported:
+        if (height, width) != size and index not in self._resized:
+            self._resized.add(index)
             path = records.folder / table.file
             what = f"width {shown(stated[0], 20)}, height {shown(stated[1], 20)}: the picture is {size[1]}x{size[0]}"
             where = f"{path}, line {position + 1}"

@@ -107,7 +107,7 @@ def read_layout(tree: Tree, labels: Mapping[str, str]) -> YoloLayout:
     for role in ROLE_ORDER:
         if role in groups:
             own = [text for text in orphans if role_of(text) == role]
-            orphans = [text for text in orphans if text not in set(own)]
+            orphans = [text for text in orphans if role_of(text) != role]
             pairs = [(picture, labels[picture]) for picture in groups[role]]
             layout.splits.append(YoloSplit(role, pairs, missing.get(role, []), own))
     if layout.splits:
@@ -213,13 +213,13 @@ def _yamls(tree: Tree) -> Iterable[tuple[str, dict[str, Any]]]:
                 reason = " ".join(str(error).split())[:120]
                 raise DataError(f"{tree.path(file)}: cannot read the data set's yaml ({shown(reason, 120)})") from None
             continue
-        if isinstance(data, dict) and "names" in data and data.keys() & {*ROLES, "path", "nc"}:
+        if isinstance(data, dict) and data.keys() & {"names", "nc"} and data.keys() & {*ROLES, "path"}:
             yield file, {key: value for key, value in data.items() if isinstance(key, str)}
 
 
 def _yaml_names(tree: Tree, file: str, data: Mapping[str, Any]) -> Mapping[int, str] | None:
     """Class names by number, from a list or a mapping of numbers."""
-    names = data["names"]
+    names = data.get("names", [])
     try:
         pairs = names.items() if isinstance(names, dict) else enumerate(names if isinstance(names, list) else [names])
         classes = {int(number): name for number, name in pairs}

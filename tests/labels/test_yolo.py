@@ -126,6 +126,28 @@ def test_a_txt_is_the_value_of_a_split_and_folders_fill_in_what_the_yaml_lacks(t
     assert ["val: 'images/val' is not there" in remark.what for remark in answer.remarks] == [True]
 
 
+def test_a_yaml_without_names_still_has_the_splits(tmp_path: Path):
+    for role in ("one", "two"):
+        labelled(tmp_path, f"images/{role}/a.jpg", f"labels/{role}/a.txt")
+    sets.write(tmp_path / "data.yaml", "train: images/one\nval: images/two\nnc: 1\n")
+    sets.write(tmp_path / "classes.txt", "dog\n")
+    splits = sets.read(YOLO, tmp_path)
+    assert {role: list(sets.boxes_of(records)) for role, records in splits.items()} == {
+        "train": ["images/one/a.jpg"],
+        "val": ["images/two/a.jpg"],
+    }
+    assert splits["val"].classes["labels"] == ["dog"]
+
+
+def test_pictures_that_no_split_names_are_said(tmp_path: Path):
+    for name in ("train/a", "more/b"):
+        labelled(tmp_path, f"images/{name}.jpg", f"labels/{name}.txt")
+    sets.write(tmp_path / "data.yaml", "train: images/train\nnames: [dog]\n")
+    answer = sets.recognised(YOLO, tmp_path)
+    assert [(remark.kind, remark.file) for remark in answer.remarks] == [("image_unlisted", "images/more/b.jpg")]
+    assert answer.remarks[0].what.startswith("1 pictures are in no split")
+
+
 def test_a_validation_split_of_the_training_pictures_is_said(tmp_path: Path):
     labelled(tmp_path, "images/train2017/a.jpg", "labels/train2017/a.txt")
     sets.write(tmp_path / "coco128.yaml", "train: images/train2017\nval: images/train2017\nnames: [a]\n")
