@@ -96,14 +96,14 @@ def read_layout(tree: Tree, labels: Mapping[str, str]) -> YoloLayout:
     missing: dict[Role, list[tuple[str, int, str]]] = {}
     for role, (file, values) in declared.items():
         pictures, lacking = _pictures_of(tree, finder, file, values, role, layout.remarks)
-        if any(set(pictures) == set(other) for other in groups.values()):
-            layout.remarks.append(
-                Remark("image_leak", file, f"{role} has the pictures of another split; it was left out")
-            )
+        if pictures and any(set(pictures) == set(other) for other in groups.values()):
+            what = f"{role} has the pictures of another split; it was left out"
+            layout.remarks.append(Remark("image_leak", file, what))
         elif pictures or lacking:
             groups[role], missing[role] = pictures, lacking
-    _add_undeclared(tree, labels, groups, set(declared), layout.remarks)
-    orphans = _orphans(tree, set(labels.values()), labels)
+    # a declared split that is not there may lie in a folder of its name
+    _add_undeclared(tree, labels, groups, set(groups), layout.remarks)
+    orphans = _orphans(tree, set(labels.values()))
     for role in ROLE_ORDER:
         if role in groups:
             own = [text for text in orphans if role_of(text) == role]
@@ -143,7 +143,7 @@ def _add_undeclared(
         remarks.append(Remark("image_unlisted", left[0], what))
 
 
-def _orphans(tree: Tree, used: set[str], labels: Mapping[str, str]) -> list[str]:
+def _orphans(tree: Tree, used: set[str]) -> list[str]:
     """Label files without a picture: text files in folders of label files, or in any folder ``labels``."""
     folders = {os.path.dirname(text) for text in used if text}
     orphans = []

@@ -139,6 +139,15 @@ def test_a_yaml_without_names_still_has_the_splits(tmp_path: Path):
     assert splits["val"].classes["labels"] == ["dog"]
 
 
+def test_splits_that_the_yaml_declares_elsewhere_are_taken_by_the_names_of_folders(tmp_path: Path):
+    for role in ("train", "val"):
+        labelled(tmp_path, f"images/{role}/a.jpg", f"labels/{role}/a.txt")
+    sets.write(tmp_path / "data.yaml", "train: /data/photos\nval: /data/others\nnames: [dog]\n")
+    answer = sets.recognised(YOLO, tmp_path)
+    assert [part.role for part in answer.parts] == ["train", "val"]
+    assert [remark.kind for remark in answer.remarks] == ["lists_missing", "lists_missing"]
+
+
 def test_pictures_that_no_split_names_are_said(tmp_path: Path):
     for name in ("train/a", "more/b"):
         labelled(tmp_path, f"images/{name}.jpg", f"labels/{name}.txt")
