@@ -261,3 +261,23 @@ def test_what_is_written_comes_back(tmp_path: Path):
 
 def test_damage_is_an_error_or_a_problem_and_never_a_silent_loss(tmp_path: Path):
     sets.assert_survives_damage(LABELME, tmp_path, (), (".json",))
+
+
+def test_a_json_with_damaged_lines_loses_no_box_without_a_problem_of_its_own(tmp_path: Path):
+    rng, fewer = random.Random(2), 0
+    parts = sets.random_parts(tmp_path / "source", rng)
+    written = {picture.name: len(picture.boxes) for part in parts for picture in part.pictures}
+    for number in range(100):
+        target = tmp_path / str(number)
+        target.mkdir()
+        LABELME.write(parts, target, sets.Placer(link=True))
+        path = next(sets.damaged(target, (".json",), rng))
+        sets.replaced_lines(path, rng)
+        for records in sets.read(LABELME, target).values():
+            named = {problem.file.stem for problem in records.problems}
+            for file, boxes in sets.boxes_of(records).items():
+                name = file.split("/", 1)[-1]
+                if name and len(boxes) < written[name]:
+                    fewer += 1
+                    assert Path(name).stem in named
+    assert fewer > 10
