@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mnv2det.data.formats.problems import ANNOTATION_LEFT_OUT, IMAGE_LEFT_OUT, Kind, Severity, printable
+from mnv2det.data.formats.problems import ANNOTATION_LEFT_OUT, Kind, Severity, printable
 from mnv2det.data.formats.problems import KINDS as READER_KINDS
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -15,8 +15,6 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 KINDS: dict[str, Kind] = {
     **READER_KINDS,
     # images
-    "image_missing": Kind("error", "images that are not there", "fetch them, or correct their names", IMAGE_LEFT_OUT),
-    "image_broken": Kind("error", "undecodable or truncated images", "fetch or export them again", IMAGE_LEFT_OUT),
     "image_leak": Kind(
         "error", "the same picture in two splits", "keep it in one of them: metrics come out too good", "left out here"
     ),
@@ -63,6 +61,7 @@ KINDS: dict[str, Kind] = {
     ),
     "lists_missing": Kind("warning", "no lists of train and val", "write ImageSets/Main/train.txt and val.txt"),
     "json_skipped": Kind("warning", "json files that were not checked", "expected COCO's three lists"),
+    "csv_skipped": Kind("warning", "csv files that were not read", "expected a row for each box, and named columns"),
 }
 
 

@@ -1,5 +1,5 @@
 """What labelling tools write: a file per format, which recognises, reads and writes it."""
 
-from mnv2det.labels import class_folders, coco, mask_pairs, voc
+from mnv2det.labels import boxes_csv, class_folders, coco, labelme, mask_pairs, voc, yolo
 
-__all__ = ["class_folders", "coco", "mask_pairs", "voc"]
+__all__ = ["boxes_csv", "class_folders", "coco", "labelme", "mask_pairs", "voc", "yolo"]

@@ -28,7 +28,6 @@ ROLES: dict[str, Role] = {
     "test": "test",
     "testing": "test",
 }
-LARGEST_LIST = 2**20  # bytes
 ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 ORIENTATION = 0x0112  # EXIF's number for it
 
@@ -254,22 +253,3 @@ def pair_by_stem(pictures: Iterable[str]) -> dict[str, list[str]]:
     for file in pictures:
         pairs.setdefault(os.path.splitext(os.path.basename(file))[0].lower(), []).append(file)
     return pairs
-
-
-def read_text(path: Path) -> str:
-    """The text of a small file.
-
-    Raises:
-        DataError: It is too large for a list of classes, or cannot be read.
-    """
-    try:
-        if path.stat().st_size > LARGEST_LIST:
-            raise DataError(f"{path}: {path.stat().st_size} bytes; expected a list of classes")
-        return path.read_text("utf-8-sig", errors="replace")
-    except OSError as error:
-        raise DataError(f"{path}: cannot read it ({error.strerror})") from None
-
-
-def read_names(path: Path) -> list[str] | None:
-    """Class names, one in each line; None where there are none."""
-    return [line.strip() for line in read_text(path).splitlines() if line.strip()] or None

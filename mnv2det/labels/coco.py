@@ -9,7 +9,6 @@ from typing import Any
 
 from mnv2det.data.formats.coco import CocoJson, load_json
 from mnv2det.data.formats.problems import shown
-from mnv2det.data.images import inside
 from mnv2det.errors import DataError
 from mnv2det.io import to_json
 from mnv2det.labels.base import LabelFormat, LabelledPart, Part, Placer, Recognised, Remark, Tree, role_of
@@ -100,8 +99,8 @@ def picture_folder(tree: Tree, file: str, entries: Sequence[Any]) -> Path:
     Raises:
         DataError: No folder has one of them.
     """
-    names = [entry["file_name"] for entry in entries if isinstance(entry, dict) and _usable(entry.get("file_name"))]
-    names = [os.path.normpath(name.replace("\\", "/")) for name in names[:SAMPLE]]
+    stated = [entry.get("file_name") for entry in entries if isinstance(entry, dict)]
+    names = [name for name in stated if isinstance(name, str) and name][:SAMPLE]
     there = set(tree.files)
     own = os.path.dirname(file)
     folders = sorted({own, "", *(os.path.dirname(picture) for picture in tree.pictures), *_above(tree.pictures)})
@@ -109,7 +108,7 @@ def picture_folder(tree: Tree, file: str, entries: Sequence[Any]) -> Path:
     best, most = "", 0
     # where several have all names, the one beside the json or called as the json is
     for folder in sorted(folders, key=lambda folder: (folder != own, os.path.basename(folder) not in stem)):
-        count = sum((f"{folder}/{name}" if folder else name) in there for name in names)
+        count = sum(_path(folder, name) in there or _path(folder, name.replace("\\", "/")) in there for name in names)
         if count > most:
             best, most = folder, count
     if not most:
@@ -129,8 +128,6 @@ def _above(files: Sequence[str]) -> set[str]:
     return folders
 
 
-def _usable(name: object) -> bool:
-    try:
-        return isinstance(name, str) and bool(name) and bool(inside(Path("x"), name.replace("\\", "/"), where=""))
-    except DataError:
-        return False
+def _path(folder: str, name: str) -> str:
+    """A file name below a folder, as a path below the tree's root."""
+    return os.path.normpath(f"{folder}/{name}" if folder else name)

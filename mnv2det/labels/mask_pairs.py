@@ -27,10 +27,9 @@ from mnv2det.labels.base import (
     Recognised,
     Remark,
     Tree,
-    read_names,
-    read_text,
     role_of,
 )
+from mnv2det.labels.reading import LARGEST_NAMES, read_names, read_text
 from mnv2det.registry import LABELS
 from mnv2det.structures import IGNORE
 
@@ -236,7 +235,7 @@ def _table(tree: Tree) -> list[tuple[str, Colour | None]]:
     if file is None:
         return []
     rows = []
-    for line in read_text(tree.path(file)).splitlines():
+    for line in read_text(tree.path(file), LARGEST_NAMES).splitlines():
         row = _row(os.path.basename(file), line)
         if row is not None:
             rows.append(row)

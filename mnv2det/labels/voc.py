@@ -26,9 +26,9 @@ from mnv2det.labels.base import (
     Role,
     Tree,
     pair_by_stem,
-    read_names,
     role_of,
 )
+from mnv2det.labels.reading import read_names
 from mnv2det.registry import LABELS
 
 HOME = "data"  # the folder below VOCdevkit that is written

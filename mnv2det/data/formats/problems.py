@@ -62,6 +62,8 @@ KINDS: dict[str, Kind] = {
     "mask_missing": Kind("error", "images without a mask", "draw them, or unlist the images"),
     "folder_hidden": Kind("note", "hidden folders that were left out", "delete them, or give a class another name"),
     "folder_empty": Kind("warning", "class folders without pictures", "collect some, or delete the folder"),
+    "image_missing": Kind("error", "images that are not there", "fetch them, or correct their names", IMAGE_LEFT_OUT),
+    "image_broken": Kind("error", "undecodable or truncated images", "fetch or export them again", IMAGE_LEFT_OUT),
 }
 
 
