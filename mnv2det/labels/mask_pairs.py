@@ -29,7 +29,7 @@ from mnv2det.labels.base import (
     Tree,
     role_of,
 )
-from mnv2det.labels.reading import LARGEST_NAMES, read_names, read_text
+from mnv2det.labels.reading import read_list, read_names
 from mnv2det.registry import LABELS
 from mnv2det.structures import IGNORE
 
@@ -235,7 +235,7 @@ def _table(tree: Tree) -> list[tuple[str, Colour | None]]:
     if file is None:
         return []
     rows = []
-    for line in read_text(tree.path(file), LARGEST_NAMES).splitlines():
+    for line in read_list(tree.path(file)):
         row = _row(os.path.basename(file), line)
         if row is not None:
             rows.append(row)

@@ -59,9 +59,21 @@ def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
     return text
 
 
+def read_list(path: Path) -> list[str]:
+    """The lines of a list of class names, without blank ones.
+
+    Raises:
+        DataError: As `read_text`, or a line is in another encoding.
+    """
+    lines = [line for line in text_lines(read_text(path, LARGEST_NAMES)) if line.strip()]
+    if not all(map(is_text, lines)):
+        raise DataError(f"{path}: expected class names in UTF-8, one to a line")
+    return lines
+
+
 def read_names(path: Path) -> list[str] | None:
     """Class names, one in each line; None where there are none."""
-    return [line.strip() for line in read_text(path, LARGEST_NAMES).splitlines() if line.strip()] or None
+    return [line.strip() for line in read_list(path)] or None
 
 
 def text_lines(text: str) -> list[str]:
