@@ -21,7 +21,7 @@ CAMVID = [
 ]
 # fmt: on
 SETS = {"bccd": (364, 4888, 2), "pennfudan": (170, 423, 0), "raccoon": (200, 217, 0)}
-FORMATS = ("coco", "voc")
+FORMATS = ("coco", "voc", "yolo", "labelme", "csv")
 
 
 @pytest.mark.parametrize("name", SETS)
