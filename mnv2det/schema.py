@@ -21,7 +21,7 @@ Fit = Literal["stretch", "letterbox", "pad", "crop"]
 
 InputSize = Annotated[
     list[Annotated[int, Field(ge=32, le=8192)]],
-    Field(min_length=2, max_length=2, description="[height, width] of 32 to 8192"),
+    Field(min_length=2, max_length=2, description="two whole numbers from 32 to 8192, [height, width], e.g. [96, 96]"),
 ]
 Mean = Annotated[list[Share], Field(min_length=3, max_length=3, description="three numbers from 0 to 1, R G B")]
 Std = Annotated[list[PositiveFloat], Field(min_length=3, max_length=3, description="three numbers > 0, R G B")]
@@ -237,7 +237,7 @@ def check_values(config: Config, where: str) -> None:
 
 def _check_ranges(section: Any, prefix: str) -> None:
     """Holds every value below a section to its annotation."""
-    for name, annotation in _annotations(section.__class__).items():
+    for name, annotation in annotations_of(section.__class__).items():
         value = getattr(section, name)
         if is_dataclass(value):
             _check_ranges(value, f"{prefix}{name}.")
@@ -249,5 +249,6 @@ def _check_ranges(section: Any, prefix: str) -> None:
 
 
 @functools.cache
-def _annotations(section: type) -> dict[str, Any]:
+def annotations_of(section: type) -> dict[str, Any]:
+    """Type and range of every key of a section of the schema."""
     return get_type_hints(section, include_extras=True)

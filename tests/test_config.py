@@ -170,6 +170,57 @@ def test_override_is_read_as_yaml(small: Path, override: str, read, value):
     assert type(found) is type(value)
 
 
+@pytest.mark.parametrize("text", ["yard #2", "007", "1e3", "on", "no", "~", "[new] yard", "a: b", "true", "2026-11-27"])
+@pytest.mark.parametrize("key", ["root", "weights", "name"])
+def test_override_of_a_key_that_holds_text_is_the_text_typed(small: Path, key: str, text: str):
+    override = {"root": "data.root", "weights": "model.weights", "name": "optim.optimizer.name"}[key]
+    config = load_config(small, [f"{override}={text}"])
+    assert {"root": config.data.root, "weights": config.model.weights, "name": config.optim.optimizer.name}[key] == text
+
+
+@pytest.mark.parametrize(("text", "value"), [("null", None), ("'null'", "null"), ('"yard #2"', "yard #2"), ("", None)])
+def test_override_of_text_may_be_null_or_quoted(small: Path, text: str, value: str | None):
+    assert load_config(small, [f"data.root={text}"]).data.root == value
+
+
+def test_override_of_an_argument_keeps_text_that_yaml_would_shorten(small: Path):
+    args = load_config(small, ["data.train.args.images=yard #2", "data.train.args.count=12 # a dozen"]).data.train.args
+    assert args == {"images": "yard #2", "count": 12}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "model.input_size=96",
+            "model.input_size: expected two whole numbers from 32 to 8192, [height, width], e.g. [96, 96], got 96",
+        ),
+        ("model.mean=x", "model.mean: expected three numbers from 0 to 1, R G B, got 'x'"),
+        ("train.steps=abc", "train.steps: expected a whole number >= 1, got 'abc'"),
+        ("train.steps=1.5", "train.steps: expected a whole number >= 1, got 1.5"),
+        ("train.amp=fp8", "train.amp: expected one of fp32, bf16, fp16, got 'fp8'"),
+        ("model.fit=zoom", "model.fit: expected one of stretch, letterbox, pad, crop, got 'zoom'"),
+        ("train.channels_last=maybe", "train.channels_last: expected true or false, got 'maybe'"),
+        ("model.backbone.args=3", "model.backbone.args: expected keys below it, got 3"),
+        ("optim.clip_norm=x", "optim.clip_norm: expected a number > 0, got 'x'"),
+        ("seed=null", "seed: expected a whole number >= 0, got None"),
+        ("seed=${x}", "seed: '${x}' refers to a key that is not there; expected ${KEY} with a key of the config"),
+        (
+            "optim.optimizer.args={1: 2}",
+            "optim.optimizer.args.1: expected a name with a value below 'optim.optimizer.args', got 1",
+        ),
+    ],
+)
+def test_value_of_the_wrong_type_says_what_was_expected(small: Path, override: str, expected: str):
+    assert message(small, override) == f"{small}: {expected}"
+
+
+@pytest.mark.parametrize("text", ["007", "1e3", "on", "no"])
+def test_text_in_a_file_that_yaml_takes_for_something_else_is_refused(tmp_path: Path, text: str):
+    path = write(tmp_path, "a.yaml", SMALL + f"model: {{weights: {text}}}")
+    assert message(path).startswith(f"{path}: model.weights: expected text, got ")
+
+
 def test_last_override_wins(small: Path):
     assert load_config(small, ["seed=1", "seed=2"]).seed == 2
 
@@ -239,8 +290,14 @@ def test_value_of_the_wrong_type_names_its_key(small: Path, override: str, key: 
     ("override", "expected"),
     [
         ("seed=-1", "seed: expected a whole number >= 0, got -1"),
-        ("model.input_size=[320]", "model.input_size: expected [height, width] of 32 to 8192, got [320]"),
-        ("model.input_size=[320,31]", "model.input_size: expected [height, width] of 32 to 8192, got [320, 31]"),
+        (
+            "model.input_size=[320]",
+            "model.input_size: expected two whole numbers from 32 to 8192, [height, width], e.g. [96, 96], got [320]",
+        ),
+        (
+            "model.input_size=[96,9]",
+            "model.input_size: expected two whole numbers from 32 to 8192, [height, width], e.g. [96, 96], got [96, 9]",
+        ),
         ("model.mean=[0.5]", "model.mean: expected three numbers from 0 to 1, R G B, got [0.5]"),
         ("model.mean=[127,0,0]", "model.mean: expected three numbers from 0 to 1, R G B, got [127.0, 0.0, 0.0]"),
         ("model.mean=[.nan,0,0]", "model.mean: expected three numbers from 0 to 1, R G B, got [nan, 0.0, 0.0]"),
@@ -364,6 +421,14 @@ def test_data_root_prefers_config_then_environment(small: Path, monkeypatch: pyt
     monkeypatch.setenv("MNV2DET_DATA", "/elsewhere")
     assert data_root(load_config(small)) == Path("/elsewhere")
     assert data_root(load_config(small, ["data.root=/here"])) == Path("/here")
+
+
+def test_data_root_expands_the_home_folder(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("MNV2DET_DATA", "~/pictures")
+    assert data_root(load_config(small)) == tmp_path / "pictures"
+    assert data_root(load_config(small, ["data.root=~"])) == tmp_path
 
 
 # fuzz
