@@ -23,6 +23,10 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 DAMAGED = (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error, Image.DecompressionBombError)
 MOST_PIXELS = 2 * 89_478_485  # what Pillow takes for an attack
 LARGEST_FILE = 2**30  # bytes
+# folders that file systems and archives make, beside those whose names begin with a dot
+SYSTEM_FOLDERS = frozenset(
+    {"__macosx", "@eadir", "@recycle", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "system volume information"}
+)
 # in coded data a marker is 0xFF before anything but a stuffed zero, a restart or another 0xFF
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
@@ -111,7 +115,7 @@ def _claimed_pixels(data: bytes) -> int:
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """All pictures below a folder, sorted.
+    """All pictures below a folder, sorted, without those of `is_hidden`.
 
     Raises:
         DataError: The folder is missing or holds none.
@@ -119,10 +123,25 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     root = Path(folder)
     if not root.is_dir():
         raise DataError(f"{folder}: no such folder")
-    images = sorted(path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    images = sorted(path for path in (root / name for name in image_names(root)) if path.is_file())
     if not images:
         raise DataError(f"{folder}: no images in it (looked for {', '.join(sorted(EXTENSIONS))})")
     return images
+
+
+def image_names(folder: str | os.PathLike[str]) -> list[str]:
+    """Paths below a folder of all pictures in it and its folders, sorted, without those of `is_hidden`."""
+    names = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        pictures = [name for name in files if os.path.splitext(name)[1].lower() in EXTENSIONS and not is_hidden(name)]
+        names += [os.path.relpath(os.path.join(place, name), folder) for name in pictures]
+    return sorted(names)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name belongs to a tool or file system, such as ``.thumbnails`` or ``@eaDir``."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
 def inside(root: Path, relative: str, *, where: str) -> Path:
