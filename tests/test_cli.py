@@ -276,6 +276,28 @@ def test_eval_of_files(tmp_path: Path, capsys):
 
 
 @pytest.mark.training
+def test_eval_takes_what_predict_writes(run: Path, tmp_path: Path, capsys):
+    for name in ("a.png", "b.png"):
+        cv2.imwrite(str(tmp_path / name), np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8))
+    assert main(["predict", str(run), str(tmp_path), "--out", str(tmp_path / "out"), "--threshold", "0"]) == 0
+    predictions = tmp_path / "out/predictions.json"
+    boxes = json.loads(predictions.read_text())["annotations"]
+    assert boxes
+    truth = {
+        "images": [{"id": "x", "file_name": "b.png"}, {"id": "y", "file_name": "a.png"}],
+        "categories": [{"id": 7, "name": "cat"}],
+        "annotations": [
+            {"id": n, "image_id": "yx"[b["image_id"] - 1], "category_id": 7, "bbox": b["bbox"]}
+            for n, b in enumerate(boxes)
+        ],
+    }
+    (tmp_path / "gt.json").write_text(json.dumps(truth))
+    capsys.readouterr()
+    assert main(["eval", "--ground-truth", str(tmp_path / "gt.json"), "--detections", str(predictions)]) == 0
+    assert "AP                                 1.0000" in capsys.readouterr().out
+
+
+@pytest.mark.training
 def test_predict_never_overwrites_what_it_reads(run: Path, tmp_path: Path, capsys):
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((40, 40, 3), np.uint8))
     before = (tmp_path / "a.png").read_bytes()

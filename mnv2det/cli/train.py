@@ -48,7 +48,7 @@ def add(verbs: Any) -> None:
     add_overrides(verb)
     verb.add_argument("--weights", metavar="FILE", help="measure these weights instead of the run's best")
     verb.add_argument("--ground-truth", metavar="GT.json", help="COCO-style annotations; with --detections, no model")
-    verb.add_argument("--detections", metavar="DT.json", help="COCO-style results")
+    verb.add_argument("--detections", metavar="DT.json", help="COCO-style results, or predict's json")
     verb.add_argument(
         "--protocol", choices=("coco", "voc07", "voc10"), default="coco", help="for files (default: coco)"
     )
