@@ -69,7 +69,8 @@ class ModelConfig:
         std: Of R, G and B, in the same units; null takes what the weights were trained with, else 0.5.
         fit: How pictures are brought to the input size; null takes what the weights were trained with,
             else ``stretch``.
-        weights: A safetensors file or ``torchvision:IMAGENET1K_V1``; null starts from random ones.
+        weights: A safetensors file, a run folder, which means its best weights, or
+            ``torchvision:IMAGENET1K_V1``; null starts from random ones.
         freeze: Backbone layer up to which weights and batch-norm statistics stay fixed
             (``stem``, ``block3`` ...); null trains everything.
     """

@@ -276,6 +276,25 @@ def test_eval_of_files(tmp_path: Path, capsys):
 
 
 @pytest.mark.training
+def test_a_run_is_weights_for_eval_of_a_config(run: Path, tmp_path: Path, capsys):
+    assert main(["eval", str(run / "config.yaml"), f"model.weights={run}"]) == 0
+    assert f"weights {run / 'best.safetensors'}" in capsys.readouterr().out
+    assert main(["eval", str(run), "--weights", str(run)]) == 0
+
+
+@pytest.mark.training
+def test_paths_may_begin_with_the_home_folder(run: Path, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "run").symlink_to(run)
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((40, 40, 3), np.uint8))
+    assert main(["predict", "~/run", "~/a.png", "--out=~/out"]) == 0
+    assert (tmp_path / "out/predictions.json").is_file()
+    assert main(["config", "~/run/config.yaml", "model.weights=~/w.safetensors"]) == 0
+    assert "weights: ~/w.safetensors" in capsys.readouterr().out
+
+
+@pytest.mark.training
 def test_eval_takes_what_predict_writes(run: Path, tmp_path: Path, capsys):
     for name in ("a.png", "b.png"):
         cv2.imwrite(str(tmp_path / name), np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8))

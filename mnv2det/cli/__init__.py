@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         parsed.overrides += rest
+    _expand_home(parsed)
     try:
         return int(parsed.run(parsed))
     except Mnv2detError as error:
@@ -49,6 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("mnv2det: interrupted", file=sys.stderr)
         return 130
+
+
+def _expand_home(parsed: argparse.Namespace) -> None:
+    """Replaces a ``~`` at the start of paths, which shells leave as it is within quotes and in ``--out=~/runs``."""
+    for name, value in vars(parsed).items():
+        if isinstance(value, str):
+            setattr(parsed, name, os.path.expanduser(value))
+        elif isinstance(value, list) and name != "overrides":
+            setattr(parsed, name, [os.path.expanduser(item) if isinstance(item, str) else item for item in value])
 
 
 def run() -> None:
