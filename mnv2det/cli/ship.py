@@ -142,6 +142,8 @@ def _predict(given: argparse.Namespace) -> int:
     for name, classes in summary["classes"].items():
         print(f"{name}: " + ", ".join(f"{entry['name']} {entry['score']:.3f}" for entry in classes))
     print(f"{summary['images']} images, {summary['detections']} detections -> {summary['output']}")
+    if summary["font_note"]:
+        print(f"mnv2det: {summary['font_note']}", file=sys.stderr)
     left_out = summary["left_out"]
     for line in left_out[:MOST_LEFT_OUT]:
         print(f"mnv2det: left out: {line}", file=sys.stderr)

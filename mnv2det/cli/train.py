@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -170,5 +171,10 @@ def _grid(args: argparse.Namespace) -> int:
         threshold=args.threshold,
         device=args.device,
     )
+    from mnv2det.report.text import font_note
+    from mnv2det.runtime.predictor import header_of
+
+    if note := font_note(chain(*header_of(args.source).classes.values())):
+        print(f"mnv2det: {note}", file=sys.stderr)
     print(f"predictions beside ground truth: {path}")
     return 0

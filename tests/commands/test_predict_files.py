@@ -32,6 +32,7 @@ from mnv2det.data.images import read_image
 from mnv2det.errors import DataError
 from mnv2det.models.build import assemble
 from mnv2det.models.weight_file import save_weights
+from mnv2det.report import text as text_module
 from mnv2det.runtime.predictor import Predictor
 from mnv2det.structures import Preprocess
 
@@ -43,12 +44,12 @@ HEADS = {
 }
 
 
-def weights(folder: Path, task: str) -> str:
+def weights(folder: Path, task: str, names: tuple[str, ...] = ("cat", "dog")) -> str:
     torch.manual_seed(0)
     model = assemble(
         {"name": "mobilenet_v2", "args": {"width": 0.35}},
         {task: HEADS[task]},
-        classes={task: ["cat", "dog"]},
+        classes={task: list(names)},
         preprocess=Preprocess((64, 64)),
     )
     save_weights(folder / f"{task}.safetensors", model.eval().state_dict(), model.header())
@@ -300,6 +301,20 @@ def test_hidden_and_system_files_of_a_folder_are_left_out(tmp_path: Path) -> Non
         assert left_out == []
     for item in (tmp_path / ".thumbnails", tmp_path / ".thumbnails" / "*.png", tmp_path / ".thumbnails/x.png"):
         assert [Path(entry.name).name for entry in list_inputs([item]).inputs] == ["x.png"]
+
+
+def test_class_names_that_no_font_has_are_said_once(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr(text_module, "_fonts", lambda: [])
+    text_module._best_font.cache_clear()
+    monkeypatch.setitem(HEADS, "named", HEADS["det"])
+    detector = weights(tmp_path, "named", ("\U00017000", "cat"))
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(saved(scene(), "PNG"))
+    run(detector, tmp_path / "a.png", tmp_path / "b.png", "--threshold", 0, out=tmp_path / "out")
+    assert capsys.readouterr().err.count("no font here has") == 1
+    run(detector, tmp_path / "a.png", "--no-pictures", out=tmp_path / "none")
+    assert capsys.readouterr().err == ""
+    text_module._best_font.cache_clear()
 
 
 def test_every_file_of_a_folder_is_predicted_or_named(detector: str, tmp_path: Path, capsys: Any) -> None:

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ from mnv2det.data.images import DAMAGED, EXTENSIONS, LARGEST_FILE, MOST_PIXELS, 
 from mnv2det.errors import DataError
 from mnv2det.registry import HEADS
 from mnv2det.report.draw import encode
+from mnv2det.report.text import font_note
 from mnv2det.runtime.base import Precision
 from mnv2det.runtime.predictor import Predictor
 from mnv2det.structures import Result
@@ -84,8 +85,9 @@ def predict(
 
     Returns:
         ``images`` (with frames) and ``detections`` that were written, ``output``, ``failed`` (a line each),
-        ``left_out`` (a line for each file that is neither a picture nor a video), ``stopped``, and ``classes``: the
-        best ones of each picture, from a classifier.
+        ``left_out`` (a line for each file that is neither a picture nor a video), ``font_note`` (which
+        characters of class names could not be drawn, or None), ``stopped``, and ``classes``: the best ones of each
+        picture, from a classifier.
 
     Raises:
         ConfigError: A format is unknown, or the model has nothing to write in it; or as `Predictor`.
@@ -133,6 +135,7 @@ def predict(
         "output": os.fspath(output),
         "failed": run.failed,
         "left_out": left_out,
+        "font_note": font_note(chain(*predictor.classes.values())) if "pictures" in chosen else None,
         "stopped": stop.is_set(),
         "classes": outputs.best_classes,
     }
