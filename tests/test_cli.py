@@ -275,6 +275,54 @@ def test_eval_of_files(tmp_path: Path, capsys):
     assert json.loads((tmp_path / "o.json").read_text())["metrics"]["AP50"] == 1.0
 
 
+def in_shell(redirection: str, arguments: list[str], root: Path) -> subprocess.CompletedProcess[str]:
+    """The command with its streams as a shell redirects them; the exit code is the command's, not that of a pipe."""
+    command = f'{{ "$@"; echo "code $?" >&3; }} {redirection}'
+    done = subprocess.run(
+        ["sh", "-c", f"exec 3>&1; {command}", "sh", sys.executable, "-m", "mnv2det", *arguments],
+        cwd=root, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    return done
+
+
+@pytest.mark.process
+@pytest.mark.training
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("redirection", ["2>&-", ">&-", "<&- >&- 2>&-"])
+def test_every_verb_works_with_closed_streams(run: Path, root: Path, tmp_path: Path, redirection: str):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((40, 40, 3), np.uint8))
+    summary = str(tmp_path / "summary.json")
+    small = ("model.weights=null", "model.freeze=null", "train.steps=1", "optim.warmup_steps=0", "data.workers=0")
+    for arguments in (
+        ["train", str(run / "config.yaml"), *small, "--out", str(tmp_path / "new"), "--json", summary],
+        ["eval", str(run), "--json", summary],
+        ["predict", str(run), str(tmp_path / "a.png"), "--out", str(tmp_path / "out"), "--json", summary],
+        ["data", "check", str(run / "config.yaml"), "--workers", "2", "--json", summary],
+    ):
+        done = in_shell(redirection, arguments, root)
+        assert "Traceback" not in done.stdout + done.stderr
+        assert "code 0" in done.stdout, (arguments, done)
+        assert json.loads(Path(summary).read_text())
+        Path(summary).unlink()
+
+
+@pytest.mark.process
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("arguments", [["--help"], ["config", "configs/ssdlite_bccd.yaml"], ["config", "none.yaml"]])
+@pytest.mark.parametrize("redirection", ["| true", "2>&1 | true"])
+def test_a_closed_pipe_ends_quietly(arguments: list[str], redirection: str, root: Path):
+    done = in_shell(redirection, arguments, root)
+    assert done.stderr.replace("mnv2det: none.yaml: no such config file\n", "") == ""
+
+
+def test_streams_that_are_none_are_no_error(root: Path, monkeypatch):
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert main(["config", str(root / "configs/ssdlite_bccd.yaml")]) == 0
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["config", str(root / "configs/none.yaml")]) == 2
+
+
 @pytest.mark.training
 def test_a_run_is_weights_for_eval_of_a_config(run: Path, tmp_path: Path, capsys):
     assert main(["eval", str(run / "config.yaml"), f"model.weights={run}"]) == 0

@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    _replace_closed_streams()
     parser = build_parser()
     parsed, rest = parser.parse_known_args(arguments)
     # argparse takes no positional arguments after an option: overrides may stand there
@@ -62,14 +63,41 @@ def _expand_home(parsed: argparse.Namespace) -> None:
             setattr(parsed, name, [os.path.expanduser(item) if isinstance(item, str) else item for item in value])
 
 
+def _replace_closed_streams() -> None:
+    """Opens the null device in place of standard streams that are closed (``2>&-``) or missing (pythonw).
+
+    Their descriptors are taken, too: otherwise the next file that is opened would get one, and with it whatever a
+    library writes to descriptor 2.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is not None and not stream.closed:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+        setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115 - until the end
+
+
 def run() -> None:
     """Entry point of the installed command and of tools/."""
     try:
-        code = main()
-        sys.stdout.flush()
+        try:
+            code = main()
+        finally:
+            # what argparse printed before it left, too
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except BrokenPipeError:  # piped into head
-        sys.stderr.close()
         code = 1
+        # what is left in the buffers would raise the error once more when Python ends
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        for number in (1, 2):
+            os.dup2(descriptor, number)
     sys.exit(code)
 
 

@@ -280,7 +280,7 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 def _progress(total: int | None, unit: str, about: str) -> tqdm[Any]:
     """A progress bar with the time left, or with the rate alone where the total is unknown."""
-    return tqdm(total=total, unit=unit, desc=about, disable=not sys.stderr.isatty())
+    return tqdm(total=total, unit=unit, desc=about, disable=sys.stderr is None or not sys.stderr.isatty())
 
 
 @contextmanager
