@@ -49,6 +49,7 @@ __all__ = [
     "TaskConfig",
     "TestConfig",
     "TrainConfig",
+    "check_warmup",
     "data_root",
     "from_dict",
     "load_config",
@@ -331,3 +332,23 @@ def data_root(config: Config) -> Path:
     """
     root = config.data.root or os.environ.get("MNV2DET_DATA") or "datasets"
     return Path(os.path.expanduser(root))
+
+
+def check_warmup(config: Config, steps: int) -> None:
+    """Checks that the learning rate of a new run reaches its peak.
+
+    Runs that were begun by an earlier version may go on without, so this is no part of `load_config`.
+
+    Args:
+        config: Of the run.
+        steps: Optimizer steps of the whole run.
+
+    Raises:
+        ConfigError: The warm-up takes as many steps as the run, or more.
+    """
+    warmup = config.optim.warmup_steps
+    if warmup >= steps:
+        raise ConfigError(
+            f"optim.warmup_steps: {warmup}, but the run has {steps} steps and would end before the learning rate"
+            f" reaches its peak; expected fewer, such as {steps // 10}, or more steps"
+        )

@@ -52,6 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
             "data.batch_size=2",
             "data.workers=0",
             "train.steps=4",
+            "optim.warmup_steps=2",
             "train.amp=fp32",
             "--out",
             str(out),
@@ -321,6 +322,20 @@ def test_streams_that_are_none_are_no_error(root: Path, monkeypatch):
     assert main(["config", str(root / "configs/ssdlite_bccd.yaml")]) == 0
     monkeypatch.setattr(sys, "stderr", None)
     assert main(["config", str(root / "configs/none.yaml")]) == 2
+
+
+def test_a_warm_up_longer_than_the_run_is_refused_before_training(root: Path, tmp_path: Path, capsys):
+    arguments = ["train", str(root / "configs/ssdlite_shapes.yaml"), "--out", str(tmp_path / "new")]
+    message = (
+        "mnv2det: optim.warmup_steps: 100, but the run has 4 steps and would end before the learning rate reaches its"
+        " peak; expected fewer, such as 0, or more steps\n"
+    )
+    for length in ("train.steps=4", "train.epochs=1"):
+        other = ["train.epochs=null"] if "steps" in length else ["train.steps=null"]
+        data = ["data.train.args.count=16", "data.batch_size=4", "data.workers=0", "model.backbone.args.width=0.35"]
+        assert main([*arguments, "optim.warmup_steps=100", length, *other, *data]) == 2
+        assert capsys.readouterr().err.endswith(message)
+        assert not (tmp_path / "new/metrics.jsonl").exists()
 
 
 @pytest.mark.training

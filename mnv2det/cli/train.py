@@ -18,7 +18,7 @@ from mnv2det.cli.common import (
     print_metrics,
     write_json_file,
 )
-from mnv2det.config import Config, data_root, load_config, to_yaml
+from mnv2det.config import Config, check_warmup, data_root, load_config, to_yaml
 from mnv2det.errors import ConfigError, Mnv2detError
 from mnv2det.io import RunFolder, config_file
 
@@ -84,6 +84,8 @@ def _train(args: argparse.Namespace) -> int:
     if args.resume:
         run.check_begun()
     config = load_config(run.config if args.resume else args.config, args.overrides)
+    if config.train.steps and not args.resume:
+        check_warmup(config, config.train.steps)  # the trainer checks runs whose length is stated in epochs
     _check_paths(config, run, bool(args.resume))
     from mnv2det.engine.trainer import train
 
