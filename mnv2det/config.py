@@ -51,6 +51,7 @@ __all__ = [
     "TrainConfig",
     "check_warmup",
     "data_root",
+    "find_config",
     "from_dict",
     "load_config",
     "merge",
@@ -69,7 +70,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     The arguments of components are checked later, by `mnv2det.engine.build.check`.
 
     Args:
-        path: A YAML file; ``base:`` names files it starts from, relative to itself.
+        path: A YAML file, or what `find_config` finds; ``base:`` names files it starts from, relative to itself.
         overrides: ``key.sub=value`` strings. The value of a key that holds text is taken as it was typed, but for
             ``null`` where the key may be null; any other value is read as YAML.
 
@@ -82,10 +83,35 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     """
     # The schema's default components are the lowest base: a file that names another component drops the args
     # written for the default one.
-    merged = _read(Path(path), (), _defaults())
+    path = find_config(path)
+    merged = _read(path, (), _defaults())
     for override in overrides:
         merged = merge(merged, _parse_override(override))
     return from_dict(merged, where=str(path))
+
+
+def find_config(name: str | os.PathLike[str]) -> Path:
+    """The file that a config's path or bare name means.
+
+    Args:
+        name: A path, or the bare name of a config that comes with the package, such as ``ssdlite_bccd``. A file of the
+            same name in the current folder wins over it.
+
+    Returns:
+        The path as it was given, unless it is no file and a config of that name comes with the package.
+    """
+    path = Path(name)
+    if os.path.isfile(path) or path.name != str(name):
+        return path
+    shipped = _shipped_configs() / (path.name if path.suffix == ".yaml" else f"{path.name}.yaml")
+    return shipped if os.path.isfile(shipped) else path
+
+
+def _shipped_configs() -> Path:
+    """The folder of the configs that come with the package: inside it in a wheel, beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
 
 
 def from_dict(data: Mapping[str, Any], *, where: str) -> Config:
@@ -172,6 +198,8 @@ def _read(path: Path, parents: tuple[Path, ...], data: dict[str, Any]) -> dict[s
     here = f"base of {parents[-1]}: " if parents else ""
     if not os.path.isfile(path):  # Path.is_file raises an OSError if a name is too long
         siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        if not parents and path.parent == Path():  # a bare name
+            siblings += [shipped.stem for shipped in _shipped_configs().glob("*.yaml")]
         raise ConfigError(f"{here}{path}: no such config file{near(path.name, siblings)}")
     if path.resolve() in [parent.resolve() for parent in parents]:
         raise ConfigError(f"{here}{path}: bases form a cycle")

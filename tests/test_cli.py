@@ -309,11 +309,11 @@ def test_every_verb_works_with_closed_streams(run: Path, root: Path, tmp_path: P
 
 @pytest.mark.process
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
-@pytest.mark.parametrize("arguments", [["--help"], ["config", "configs/ssdlite_bccd.yaml"], ["config", "none.yaml"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["config", "configs/ssdlite_bccd.yaml"], ["config", "a/none.yaml"]])
 @pytest.mark.parametrize("redirection", ["| true", "2>&1 | true"])
 def test_a_closed_pipe_ends_quietly(arguments: list[str], redirection: str, root: Path):
     done = in_shell(redirection, arguments, root)
-    assert done.stderr.replace("mnv2det: none.yaml: no such config file\n", "") == ""
+    assert done.stderr.replace("mnv2det: a/none.yaml: no such config file\n", "") == ""
 
 
 def test_streams_that_are_none_are_no_error(root: Path, monkeypatch):

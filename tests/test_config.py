@@ -1,6 +1,8 @@
 import os
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -413,6 +415,48 @@ def test_every_config_shipped_loads(root: Path):
     assert shipped
     for path in shipped:
         assert isinstance(load_config(path), Config)
+
+
+def test_configs_of_the_package_go_by_their_bare_names(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("ssdlite_bccd", "ssdlite_bccd.yaml"):
+        # which has a base
+        assert load_config(name) == load_config(root / "configs/ssdlite_bccd.yaml")
+    assert message(Path("ssdlite_bcd")) == "ssdlite_bcd: no such config file; did you mean 'ssdlite_bccd'?"
+    assert message(Path("configs/ssdlite_bccd")).startswith("configs/ssdlite_bccd: no such config file")
+
+
+def test_a_file_in_the_current_folder_wins_over_a_config_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "ssdlite_bccd.yaml", SMALL + "seed: 77")
+    assert load_config("ssdlite_bccd.yaml").seed == 77
+
+
+@pytest.mark.process
+def test_the_wheel_contains_every_config(root: Path, tmp_path: Path):
+    pytest.importorskip("setuptools", minversion="70.1")  # builds wheels without the package wheel
+    copy = tmp_path / "checkout"
+    ignored = shutil.ignore_patterns("__pycache__", ".*")
+    for name in ("mnv2det", "configs"):
+        shutil.copytree(root / name, copy / name, ignore=ignored)
+    for name in ("setup.cfg", "setup.py", "README.md", "pyproject.toml"):
+        shutil.copy(root / name, copy)
+    build = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=copy, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        names = set(file.namelist())
+        file.extractall(tmp_path / "installed")
+    expected = {f"mnv2det/{path.relative_to(root).as_posix()}" for path in (root / "configs").rglob("*.yaml")}
+    assert expected <= names
+    assert {f"mnv2det/{path.relative_to(root / 'mnv2det')}" for path in (root / "mnv2det").rglob("*.py")} <= names
+    assert "mnv2det/py.typed" in names
+    command = [sys.executable, "-m", "mnv2det", "config", "ssdlite_bccd"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    assert "ssdlite" in done.stdout
 
 
 def test_data_root_prefers_config_then_environment(small: Path, monkeypatch: pytest.MonkeyPatch):

@@ -31,7 +31,7 @@ def add(verbs: Any) -> None:
     verb = new_verb(verbs, "train", _train, "train a model into a run folder, or resume one")
     verb.epilog = STOPPING
     verb.formatter_class = argparse.RawDescriptionHelpFormatter
-    verb.add_argument("config", nargs="?", help="a YAML of configs/ (not with --resume)")
+    verb.add_argument("config", nargs="?", help="a YAML, or the name of one of configs/ (not with --resume)")
     add_overrides(verb)
     verb.add_argument("--out", metavar="DIR", help="run folder (default: runs/NAME_OF_CONFIG)")
     verb.add_argument(
@@ -58,7 +58,7 @@ def add(verbs: Any) -> None:
     add_json(verb)
 
     verb = new_verb(verbs, "config", _config, "print a config with its bases and overrides merged")
-    verb.add_argument("config", help="a YAML of configs/")
+    verb.add_argument("config", help="a YAML, or the name of one of configs/")
     add_overrides(verb)
     verb.add_argument("--check", action="store_true", help="also check every component's arguments (loads torch)")
 
