@@ -20,6 +20,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mnv2det.errors import ConfigError, near
+from mnv2det.ranges import describe
 from mnv2det.schema import (
     Amp,
     BadData,
@@ -32,6 +33,7 @@ from mnv2det.schema import (
     TaskConfig,
     TestConfig,
     TrainConfig,
+    annotations_of,
     check_values,
 )
 
@@ -47,7 +49,9 @@ __all__ = [
     "TaskConfig",
     "TestConfig",
     "TrainConfig",
+    "check_warmup",
     "data_root",
+    "find_config",
     "from_dict",
     "load_config",
     "merge",
@@ -66,8 +70,9 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     The arguments of components are checked later, by `mnv2det.engine.build.check`.
 
     Args:
-        path: A YAML file; ``base:`` names files it starts from, relative to itself.
-        overrides: ``key.sub=value`` strings; the value is read as YAML.
+        path: A YAML file, or what `find_config` finds; ``base:`` names files it starts from, relative to itself.
+        overrides: ``key.sub=value`` strings. The value of a key that holds text is taken as it was typed, but for
+            ``null`` where the key may be null; any other value is read as YAML.
 
     Returns:
         The merged configuration.
@@ -78,10 +83,35 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     """
     # The schema's default components are the lowest base: a file that names another component drops the args
     # written for the default one.
-    merged = _read(Path(path), (), _defaults())
+    path = find_config(path)
+    merged = _read(path, (), _defaults())
     for override in overrides:
         merged = merge(merged, _parse_override(override))
     return from_dict(merged, where=str(path))
+
+
+def find_config(name: str | os.PathLike[str]) -> Path:
+    """The file that a config's path or bare name means.
+
+    Args:
+        name: A path, or the bare name of a config that comes with the package, such as ``ssdlite_bccd``. A file of the
+            same name in the current folder wins over it.
+
+    Returns:
+        The path as it was given, unless it is no file and a config of that name comes with the package.
+    """
+    path = Path(name)
+    if os.path.isfile(path) or path.name != str(name):
+        return path
+    shipped = _shipped_configs() / (path.name if path.suffix == ".yaml" else f"{path.name}.yaml")
+    return shipped if os.path.isfile(shipped) else path
+
+
+def _shipped_configs() -> Path:
+    """The folder of the configs that come with the package: inside it in a wheel, beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
 
 
 def from_dict(data: Mapping[str, Any], *, where: str) -> Config:
@@ -101,7 +131,7 @@ def from_dict(data: Mapping[str, Any], *, where: str) -> Config:
         raise ConfigError(f"{where}: {error.full_key}: missing; expected the name of a component") from None
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "?"
-        raise ConfigError(f"{where}: {key}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{where}: {key}: {_what_was_expected(data, key)}") from None
     assert isinstance(config, Config)
     check_values(config, where)
     return config
@@ -168,6 +198,8 @@ def _read(path: Path, parents: tuple[Path, ...], data: dict[str, Any]) -> dict[s
     here = f"base of {parents[-1]}: " if parents else ""
     if not os.path.isfile(path):  # Path.is_file raises an OSError if a name is too long
         siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        if not parents and path.parent == Path():  # a bare name
+            siblings += [shipped.stem for shipped in _shipped_configs().glob("*.yaml")]
         raise ConfigError(f"{here}{path}: no such config file{near(path.name, siblings)}")
     if path.resolve() in [parent.resolve() for parent in parents]:
         raise ConfigError(f"{here}{path}: bases form a cycle")
@@ -192,18 +224,93 @@ def _read(path: Path, parents: tuple[Path, ...], data: dict[str, Any]) -> dict[s
 
 def _parse_override(override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
-    if not equals or not key or not all(key.split(".")):
+    names = key.split(".")
+    if not equals or not all(names):
         raise ConfigError(f"override '{override}': expected key.sub=value")
-    try:
-        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
-    except _DAMAGED as error:
-        raise ConfigError(f"override '{override}': not a YAML value: {_one_line(error)}") from None
-    assert isinstance(value, dict)
-    result: Any = value["value"]
-    for name in reversed(key.split(".")):
+    result = _override_value(_annotation_of(names), text, override)
+    for name in reversed(names):
         result = {name: result}
     _check_keys(result, Config, f"override '{override}'", "")
     return typing.cast("dict[str, Any]", result)
+
+
+def _override_value(annotation: Any, text: str, override: str) -> Any:
+    """Reads the value of an override.
+
+    YAML would turn ``yard #2`` into ``yard``, ``007`` into 7 and ``on`` into true. Text is therefore kept as it was
+    typed where a key holds text. Where the type is not known here, as with the arguments of components, only text
+    that YAML would shorten is kept. Text in quotes is read as YAML.
+
+    Args:
+        annotation: The type of the key, or None where the schema states none.
+        text: The value as typed.
+        override: The whole override, for the message.
+    """
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    if _holds_text(annotation) and text.strip() and not quoted:
+        return None if text == "null" and _may_be_null(annotation) else text
+    try:
+        content = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    except _DAMAGED as error:
+        raise ConfigError(f"override '{override}': not a YAML value: {_one_line(error)}") from None
+    value = typing.cast("dict[str, Any]", content)["value"]
+    return text.strip() if isinstance(value, str) and not quoted and " #" in text else value
+
+
+def _holds_text(annotation: Any) -> bool:
+    """Whether the values of a key are text: any text, or one of several words."""
+    kinds = [kind for kind in _alternatives(annotation) if kind is not type(None)]
+    return bool(kinds) and all(
+        kind is str or typing.get_origin(kind) is typing.Literal or (isinstance(kind, type) and issubclass(kind, Enum))
+        for kind in kinds
+    )
+
+
+def _may_be_null(annotation: Any) -> bool:
+    return type(None) in _alternatives(annotation)
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, or the annotation alone."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)
+    return (annotation,)
+
+
+def _annotation_of(names: Sequence[str]) -> Any:
+    """The type that the schema states for a dotted key, with its range; None where it states none."""
+    annotation: Any = Config
+    for name in names:
+        if dataclasses.is_dataclass(annotation):
+            annotation = annotations_of(typing.cast("type", annotation)).get(name)
+        elif typing.get_origin(annotation) is dict:
+            annotation = typing.get_args(annotation)[1]
+        else:
+            return None
+    return None if annotation is Any else annotation
+
+
+def _what_was_expected(data: Mapping[str, Any], key: str) -> str:
+    """Says in this project's words what a value of the wrong type should have been.
+
+    Args:
+        data: The whole configuration.
+        key: Dotted key of the value, with ``[index]`` behind it for an element of a list.
+    """
+    names = key.partition("[")[0].split(".")
+    value: Any = data
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    if isinstance(value, str) and "${" in value:
+        return f"{value!r} refers to a key that is not there; expected ${{KEY}} with a key of the config"
+    annotation = _annotation_of(names)
+    if annotation is None:
+        return f"expected a name with a value below '{'.'.join(names[:-1])}', got {names[-1]}"
+    if typing.get_origin(annotation) is dict:
+        return f"expected keys below it, got {value!r}"
+    enum = next((kind for kind in _alternatives(annotation) if isinstance(kind, type) and issubclass(kind, Enum)), None)
+    expected = f"one of {', '.join(enum.__members__)}" if enum else describe(annotation)
+    return f"expected {expected}, got {value!r}"
 
 
 def _one_line(error: Exception) -> str:
@@ -230,6 +337,8 @@ def _check_keys(data: Any, schema: Any, where: str, prefix: str) -> None:
         for index, value in enumerate(data):
             if isinstance(value, Mapping | list):
                 raise ConfigError(f"{where}: {prefix[:-1]}[{index}]: expected a number, got {value!r}")
+    if _holds_text(schema) and isinstance(data, bool | int | float):
+        raise ConfigError(f"{where}: {prefix[:-1]}: expected text, got {data!r}; text that looks so goes in quotes")
     has_keys = dataclasses.is_dataclass(schema)
     if (has_keys and not isinstance(data, Mapping)) or (origin is dict and isinstance(data, list)):
         raise ConfigError(f"{where}: {prefix[:-1]}: expected keys below it, got {data!r}")
@@ -245,5 +354,29 @@ def _check_keys(data: Any, schema: Any, where: str, prefix: str) -> None:
 
 
 def data_root(config: Config) -> Path:
-    """The folder that data set paths are relative to: ``data.root``, else $MNV2DET_DATA, else ``datasets``."""
-    return Path(config.data.root or os.environ.get("MNV2DET_DATA") or "datasets")
+    """The folder that data set paths are relative to: ``data.root``, else $MNV2DET_DATA, else ``datasets``.
+
+    A ``~`` at its start stands for the home folder.
+    """
+    root = config.data.root or os.environ.get("MNV2DET_DATA") or "datasets"
+    return Path(os.path.expanduser(root))
+
+
+def check_warmup(config: Config, steps: int) -> None:
+    """Checks that the learning rate of a new run reaches its peak.
+
+    Runs that were begun by an earlier version may go on without, so this is no part of `load_config`.
+
+    Args:
+        config: Of the run.
+        steps: Optimizer steps of the whole run.
+
+    Raises:
+        ConfigError: The warm-up takes as many steps as the run, or more.
+    """
+    warmup = config.optim.warmup_steps
+    if warmup >= steps:
+        raise ConfigError(
+            f"optim.warmup_steps: {warmup}, but the run has {steps} steps and would end before the learning rate"
+            f" reaches its peak; expected fewer, such as {steps // 10}, or more steps"
+        )

@@ -94,7 +94,8 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # named after nothing: beside a file name of the greatest length there is no room for more characters
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".partial.")
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)

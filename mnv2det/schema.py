@@ -21,7 +21,7 @@ Fit = Literal["stretch", "letterbox", "pad", "crop"]
 
 InputSize = Annotated[
     list[Annotated[int, Field(ge=32, le=8192)]],
-    Field(min_length=2, max_length=2, description="[height, width] of 32 to 8192"),
+    Field(min_length=2, max_length=2, description="two whole numbers from 32 to 8192, [height, width], e.g. [96, 96]"),
 ]
 Mean = Annotated[list[Share], Field(min_length=3, max_length=3, description="three numbers from 0 to 1, R G B")]
 Std = Annotated[list[PositiveFloat], Field(min_length=3, max_length=3, description="three numbers > 0, R G B")]
@@ -69,7 +69,8 @@ class ModelConfig:
         std: Of R, G and B, in the same units; null takes what the weights were trained with, else 0.5.
         fit: How pictures are brought to the input size; null takes what the weights were trained with,
             else ``stretch``.
-        weights: A safetensors file or ``torchvision:IMAGENET1K_V1``; null starts from random ones.
+        weights: A safetensors file, a run folder, which means its best weights, or
+            ``torchvision:IMAGENET1K_V1``; null starts from random ones.
         freeze: Backbone layer up to which weights and batch-norm statistics stay fixed
             (``stem``, ``block3`` ...); null trains everything.
     """
@@ -237,7 +238,7 @@ def check_values(config: Config, where: str) -> None:
 
 def _check_ranges(section: Any, prefix: str) -> None:
     """Holds every value below a section to its annotation."""
-    for name, annotation in _annotations(section.__class__).items():
+    for name, annotation in annotations_of(section.__class__).items():
         value = getattr(section, name)
         if is_dataclass(value):
             _check_ranges(value, f"{prefix}{name}.")
@@ -249,5 +250,6 @@ def _check_ranges(section: Any, prefix: str) -> None:
 
 
 @functools.cache
-def _annotations(section: type) -> dict[str, Any]:
+def annotations_of(section: type) -> dict[str, Any]:
+    """Type and range of every key of a section of the schema."""
     return get_type_hints(section, include_extras=True)

@@ -52,6 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
             "data.batch_size=2",
             "data.workers=0",
             "train.steps=4",
+            "optim.warmup_steps=2",
             "train.amp=fp32",
             "--out",
             str(out),
@@ -273,6 +274,109 @@ def test_eval_of_files(tmp_path: Path, capsys):
     assert "AP                                 1.0000" in capsys.readouterr().out
     assert main(["eval", *files, "--protocol", "voc07", "--iou", "0.5", "--json", str(tmp_path / "o.json")]) == 0
     assert json.loads((tmp_path / "o.json").read_text())["metrics"]["AP50"] == 1.0
+
+
+def in_shell(redirection: str, arguments: list[str], root: Path) -> subprocess.CompletedProcess[str]:
+    """The command with its streams as a shell redirects them; the exit code is the command's, not that of a pipe."""
+    command = f'{{ "$@"; echo "code $?" >&3; }} {redirection}'
+    done = subprocess.run(
+        ["sh", "-c", f"exec 3>&1; {command}", "sh", sys.executable, "-m", "mnv2det", *arguments],
+        cwd=root, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    return done
+
+
+@pytest.mark.process
+@pytest.mark.training
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("redirection", ["2>&-", ">&-", "<&- >&- 2>&-"])
+def test_every_verb_works_with_closed_streams(run: Path, root: Path, tmp_path: Path, redirection: str):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((40, 40, 3), np.uint8))
+    summary = str(tmp_path / "summary.json")
+    small = ("model.weights=null", "model.freeze=null", "train.steps=1", "optim.warmup_steps=0", "data.workers=0")
+    for arguments in (
+        ["train", str(run / "config.yaml"), *small, "--out", str(tmp_path / "new"), "--json", summary],
+        ["eval", str(run), "--json", summary],
+        ["predict", str(run), str(tmp_path / "a.png"), "--out", str(tmp_path / "out"), "--json", summary],
+        ["data", "check", str(run / "config.yaml"), "--workers", "2", "--json", summary],
+    ):
+        done = in_shell(redirection, arguments, root)
+        assert "Traceback" not in done.stdout + done.stderr
+        assert "code 0" in done.stdout, (arguments, done)
+        assert json.loads(Path(summary).read_text())
+        Path(summary).unlink()
+
+
+@pytest.mark.process
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("arguments", [["--help"], ["config", "configs/ssdlite_bccd.yaml"], ["config", "a/none.yaml"]])
+@pytest.mark.parametrize("redirection", ["| true", "2>&1 | true"])
+def test_a_closed_pipe_ends_quietly(arguments: list[str], redirection: str, root: Path):
+    done = in_shell(redirection, arguments, root)
+    assert done.stderr.replace("mnv2det: a/none.yaml: no such config file\n", "") == ""
+
+
+def test_streams_that_are_none_are_no_error(root: Path, monkeypatch):
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert main(["config", str(root / "configs/ssdlite_bccd.yaml")]) == 0
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["config", str(root / "configs/none.yaml")]) == 2
+
+
+def test_a_warm_up_longer_than_the_run_is_refused_before_training(root: Path, tmp_path: Path, capsys):
+    arguments = ["train", str(root / "configs/ssdlite_shapes.yaml"), "--out", str(tmp_path / "new")]
+    message = (
+        "mnv2det: optim.warmup_steps: 100, but the run has 4 steps and would end before the learning rate reaches its"
+        " peak; expected fewer, such as 0, or more steps\n"
+    )
+    for length in ("train.steps=4", "train.epochs=1"):
+        other = ["train.epochs=null"] if "steps" in length else ["train.steps=null"]
+        data = ["data.train.args.count=16", "data.batch_size=4", "data.workers=0", "model.backbone.args.width=0.35"]
+        assert main([*arguments, "optim.warmup_steps=100", length, *other, *data]) == 2
+        assert capsys.readouterr().err.endswith(message)
+        assert not (tmp_path / "new/metrics.jsonl").exists()
+
+
+@pytest.mark.training
+def test_a_run_is_weights_for_eval_of_a_config(run: Path, tmp_path: Path, capsys):
+    assert main(["eval", str(run / "config.yaml"), f"model.weights={run}"]) == 0
+    assert f"weights {run / 'best.safetensors'}" in capsys.readouterr().out
+    assert main(["eval", str(run), "--weights", str(run)]) == 0
+
+
+@pytest.mark.training
+def test_paths_may_begin_with_the_home_folder(run: Path, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "run").symlink_to(run)
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((40, 40, 3), np.uint8))
+    assert main(["predict", "~/run", "~/a.png", "--out=~/out"]) == 0
+    assert (tmp_path / "out/predictions.json").is_file()
+    assert main(["config", "~/run/config.yaml", "model.weights=~/w.safetensors"]) == 0
+    assert "weights: ~/w.safetensors" in capsys.readouterr().out
+
+
+@pytest.mark.training
+def test_eval_takes_what_predict_writes(run: Path, tmp_path: Path, capsys):
+    for name in ("a.png", "b.png"):
+        cv2.imwrite(str(tmp_path / name), np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8))
+    assert main(["predict", str(run), str(tmp_path), "--out", str(tmp_path / "out"), "--threshold", "0"]) == 0
+    predictions = tmp_path / "out/predictions.json"
+    boxes = json.loads(predictions.read_text())["annotations"]
+    assert boxes
+    truth = {
+        "images": [{"id": "x", "file_name": "b.png"}, {"id": "y", "file_name": "a.png"}],
+        "categories": [{"id": 7, "name": "cat"}],
+        "annotations": [
+            {"id": n, "image_id": "yx"[b["image_id"] - 1], "category_id": 7, "bbox": b["bbox"]}
+            for n, b in enumerate(boxes)
+        ],
+    }
+    (tmp_path / "gt.json").write_text(json.dumps(truth))
+    capsys.readouterr()
+    assert main(["eval", "--ground-truth", str(tmp_path / "gt.json"), "--detections", str(predictions)]) == 0
+    assert "AP                                 1.0000" in capsys.readouterr().out
 
 
 @pytest.mark.training

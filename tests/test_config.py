@@ -1,6 +1,8 @@
 import os
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -170,6 +172,57 @@ def test_override_is_read_as_yaml(small: Path, override: str, read, value):
     assert type(found) is type(value)
 
 
+@pytest.mark.parametrize("text", ["yard #2", "007", "1e3", "on", "no", "~", "[new] yard", "a: b", "true", "2026-11-27"])
+@pytest.mark.parametrize("key", ["root", "weights", "name"])
+def test_override_of_a_key_that_holds_text_is_the_text_typed(small: Path, key: str, text: str):
+    override = {"root": "data.root", "weights": "model.weights", "name": "optim.optimizer.name"}[key]
+    config = load_config(small, [f"{override}={text}"])
+    assert {"root": config.data.root, "weights": config.model.weights, "name": config.optim.optimizer.name}[key] == text
+
+
+@pytest.mark.parametrize(("text", "value"), [("null", None), ("'null'", "null"), ('"yard #2"', "yard #2"), ("", None)])
+def test_override_of_text_may_be_null_or_quoted(small: Path, text: str, value: str | None):
+    assert load_config(small, [f"data.root={text}"]).data.root == value
+
+
+def test_override_of_an_argument_keeps_text_that_yaml_would_shorten(small: Path):
+    args = load_config(small, ["data.train.args.images=yard #2", "data.train.args.count=12 # a dozen"]).data.train.args
+    assert args == {"images": "yard #2", "count": 12}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "model.input_size=96",
+            "model.input_size: expected two whole numbers from 32 to 8192, [height, width], e.g. [96, 96], got 96",
+        ),
+        ("model.mean=x", "model.mean: expected three numbers from 0 to 1, R G B, got 'x'"),
+        ("train.steps=abc", "train.steps: expected a whole number >= 1, got 'abc'"),
+        ("train.steps=1.5", "train.steps: expected a whole number >= 1, got 1.5"),
+        ("train.amp=fp8", "train.amp: expected one of fp32, bf16, fp16, got 'fp8'"),
+        ("model.fit=zoom", "model.fit: expected one of stretch, letterbox, pad, crop, got 'zoom'"),
+        ("train.channels_last=maybe", "train.channels_last: expected true or false, got 'maybe'"),
+        ("model.backbone.args=3", "model.backbone.args: expected keys below it, got 3"),
+        ("optim.clip_norm=x", "optim.clip_norm: expected a number > 0, got 'x'"),
+        ("seed=null", "seed: expected a whole number >= 0, got None"),
+        ("seed=${x}", "seed: '${x}' refers to a key that is not there; expected ${KEY} with a key of the config"),
+        (
+            "optim.optimizer.args={1: 2}",
+            "optim.optimizer.args.1: expected a name with a value below 'optim.optimizer.args', got 1",
+        ),
+    ],
+)
+def test_value_of_the_wrong_type_says_what_was_expected(small: Path, override: str, expected: str):
+    assert message(small, override) == f"{small}: {expected}"
+
+
+@pytest.mark.parametrize("text", ["007", "1e3", "on", "no"])
+def test_text_in_a_file_that_yaml_takes_for_something_else_is_refused(tmp_path: Path, text: str):
+    path = write(tmp_path, "a.yaml", SMALL + f"model: {{weights: {text}}}")
+    assert message(path).startswith(f"{path}: model.weights: expected text, got ")
+
+
 def test_last_override_wins(small: Path):
     assert load_config(small, ["seed=1", "seed=2"]).seed == 2
 
@@ -239,8 +292,14 @@ def test_value_of_the_wrong_type_names_its_key(small: Path, override: str, key: 
     ("override", "expected"),
     [
         ("seed=-1", "seed: expected a whole number >= 0, got -1"),
-        ("model.input_size=[320]", "model.input_size: expected [height, width] of 32 to 8192, got [320]"),
-        ("model.input_size=[320,31]", "model.input_size: expected [height, width] of 32 to 8192, got [320, 31]"),
+        (
+            "model.input_size=[320]",
+            "model.input_size: expected two whole numbers from 32 to 8192, [height, width], e.g. [96, 96], got [320]",
+        ),
+        (
+            "model.input_size=[96,9]",
+            "model.input_size: expected two whole numbers from 32 to 8192, [height, width], e.g. [96, 96], got [96, 9]",
+        ),
         ("model.mean=[0.5]", "model.mean: expected three numbers from 0 to 1, R G B, got [0.5]"),
         ("model.mean=[127,0,0]", "model.mean: expected three numbers from 0 to 1, R G B, got [127.0, 0.0, 0.0]"),
         ("model.mean=[.nan,0,0]", "model.mean: expected three numbers from 0 to 1, R G B, got [nan, 0.0, 0.0]"),
@@ -358,12 +417,62 @@ def test_every_config_shipped_loads(root: Path):
         assert isinstance(load_config(path), Config)
 
 
+def test_configs_of_the_package_go_by_their_bare_names(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("ssdlite_bccd", "ssdlite_bccd.yaml"):
+        # which has a base
+        assert load_config(name) == load_config(root / "configs/ssdlite_bccd.yaml")
+    assert message(Path("ssdlite_bcd")) == "ssdlite_bcd: no such config file; did you mean 'ssdlite_bccd'?"
+    assert message(Path("configs/ssdlite_bccd")).startswith("configs/ssdlite_bccd: no such config file")
+
+
+def test_a_file_in_the_current_folder_wins_over_a_config_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "ssdlite_bccd.yaml", SMALL + "seed: 77")
+    assert load_config("ssdlite_bccd.yaml").seed == 77
+
+
+@pytest.mark.process
+def test_the_wheel_contains_every_config(root: Path, tmp_path: Path):
+    pytest.importorskip("setuptools", minversion="70.1")  # builds wheels without the package wheel
+    copy = tmp_path / "checkout"
+    ignored = shutil.ignore_patterns("__pycache__", ".*")
+    for name in ("mnv2det", "configs"):
+        shutil.copytree(root / name, copy / name, ignore=ignored)
+    for name in ("setup.cfg", "setup.py", "README.md", "pyproject.toml"):
+        shutil.copy(root / name, copy)
+    build = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=copy, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        names = set(file.namelist())
+        file.extractall(tmp_path / "installed")
+    expected = {f"mnv2det/{path.relative_to(root).as_posix()}" for path in (root / "configs").rglob("*.yaml")}
+    assert expected <= names
+    assert {f"mnv2det/{path.relative_to(root / 'mnv2det')}" for path in (root / "mnv2det").rglob("*.py")} <= names
+    assert "mnv2det/py.typed" in names
+    command = [sys.executable, "-m", "mnv2det", "config", "ssdlite_bccd"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    assert "ssdlite" in done.stdout
+
+
 def test_data_root_prefers_config_then_environment(small: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("MNV2DET_DATA", raising=False)
     assert data_root(load_config(small)) == Path("datasets")
     monkeypatch.setenv("MNV2DET_DATA", "/elsewhere")
     assert data_root(load_config(small)) == Path("/elsewhere")
     assert data_root(load_config(small, ["data.root=/here"])) == Path("/here")
+
+
+def test_data_root_expands_the_home_folder(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("MNV2DET_DATA", "~/pictures")
+    assert data_root(load_config(small)) == tmp_path / "pictures"
+    assert data_root(load_config(small, ["data.root=~"])) == tmp_path
 
 
 # fuzz

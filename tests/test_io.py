@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mnv2det.errors import ConfigError, DataError
-from mnv2det.io import RunFolder, config_file, write_json
+from mnv2det.io import RunFolder, config_file, write_atomically, write_json
 
 
 def test_a_yaml_is_its_own_config_and_a_run_folder_has_one(tmp_path: Path):
@@ -57,3 +57,10 @@ def test_a_json_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path: 
         write_json(tmp_path / name, {})
     assert "\n" not in str(error.value)
     assert {path.name for path in tmp_path.rglob("*")} == {"folder", "file"}
+
+
+def test_a_file_may_have_the_longest_name_that_the_file_system_takes(tmp_path: Path):
+    path = tmp_path / ("n" * 250 + ".json")
+    write_atomically(path, lambda file: file.write(b"whole"))
+    assert path.read_bytes() == b"whole"
+    assert list(tmp_path.iterdir()) == [path]

@@ -123,7 +123,8 @@ def config_detector(
         ConfigError: The model cannot be built.
     """
     # a file says how pictures come to the input, and may say which anchors there are; others do not
-    weights = config.model.weights if config.model.weights and os.path.isfile(config.model.weights) else None
+    stated = config.model.weights
+    weights = stated if stated and os.path.exists(os.path.expanduser(stated)) else None
     if config.model.weights and weights is None and not config.model.weights.startswith("torchvision:"):
         remarks.append(f"{config.model.weights}: not there; anchors are those of the config alone")
     shape = list(size) if size else config.model.input_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    _replace_closed_streams()
     parser = build_parser()
     parsed, rest = parser.parse_known_args(arguments)
     # argparse takes no positional arguments after an option: overrides may stand there
@@ -36,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         parsed.overrides += rest
+    _expand_home(parsed)
     try:
         return int(parsed.run(parsed))
     except Mnv2detError as error:
@@ -51,14 +54,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _expand_home(parsed: argparse.Namespace) -> None:
+    """Replaces a ``~`` at the start of paths, which shells leave as it is within quotes and in ``--out=~/runs``."""
+    for name, value in vars(parsed).items():
+        if isinstance(value, str):
+            setattr(parsed, name, os.path.expanduser(value))
+        elif isinstance(value, list) and name != "overrides":
+            setattr(parsed, name, [os.path.expanduser(item) if isinstance(item, str) else item for item in value])
+
+
+def _replace_closed_streams() -> None:
+    """Opens the null device in place of standard streams that are closed (``2>&-``) or missing (pythonw).
+
+    Their descriptors are taken, too: otherwise the next file that is opened would get one, and with it whatever a
+    library writes to descriptor 2.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is not None and not stream.closed:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+        setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115 - until the end
+
+
 def run() -> None:
     """Entry point of the installed command and of tools/."""
     try:
-        code = main()
-        sys.stdout.flush()
+        try:
+            code = main()
+        finally:
+            # what argparse printed before it left, too
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except BrokenPipeError:  # piped into head
-        sys.stderr.close()
         code = 1
+        # what is left in the buffers would raise the error once more when Python ends
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        for number in (1, 2):
+            os.dup2(descriptor, number)
     sys.exit(code)
 
 

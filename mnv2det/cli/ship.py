@@ -11,6 +11,8 @@ from typing import Any
 from mnv2det.cli.common import add_device, add_json, add_overrides, new_verb, write_json_file
 from mnv2det.errors import ConfigError
 
+MOST_LEFT_OUT = 10  # files left out of a prediction that are named
+
 
 def add(verbs: Any) -> None:
     """Adds them to the command line."""
@@ -140,6 +142,16 @@ def _predict(given: argparse.Namespace) -> int:
     for name, classes in summary["classes"].items():
         print(f"{name}: " + ", ".join(f"{entry['name']} {entry['score']:.3f}" for entry in classes))
     print(f"{summary['images']} images, {summary['detections']} detections -> {summary['output']}")
+    if summary["font_note"]:
+        print(f"mnv2det: {summary['font_note']}", file=sys.stderr)
+    left_out = summary["left_out"]
+    for line in left_out[:MOST_LEFT_OUT]:
+        print(f"mnv2det: left out: {line}", file=sys.stderr)
+    if len(left_out) > MOST_LEFT_OUT:
+        print(
+            f"mnv2det: left out: {len(left_out) - MOST_LEFT_OUT} more files like these (--json FILE lists all)",
+            file=sys.stderr,
+        )
     for line in summary["failed"]:
         print(f"mnv2det: failed: {line}", file=sys.stderr)
     write_json_file(given, summary)

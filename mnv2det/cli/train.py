@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mnv2det.cli.common import (
     print_metrics,
     write_json_file,
 )
-from mnv2det.config import Config, data_root, load_config, to_yaml
+from mnv2det.config import Config, check_warmup, data_root, load_config, to_yaml
 from mnv2det.errors import ConfigError, Mnv2detError
 from mnv2det.io import RunFolder, config_file
 
@@ -30,7 +31,11 @@ def add(verbs: Any) -> None:
     verb = new_verb(verbs, "train", _train, "train a model into a run folder, or resume one")
     verb.epilog = STOPPING
     verb.formatter_class = argparse.RawDescriptionHelpFormatter
-    verb.add_argument("config", nargs="?", help="a YAML, or a folder that data import wrote (not with --resume)")
+    verb.add_argument(
+        "config",
+        nargs="?",
+        help="a YAML, the name of one of configs/, or a folder that data import wrote (not with --resume)",
+    )
     add_overrides(verb)
     verb.add_argument("--out", metavar="DIR", help="run folder (default: runs/NAME_OF_CONFIG)")
     verb.add_argument(
@@ -48,7 +53,7 @@ def add(verbs: Any) -> None:
     add_overrides(verb)
     verb.add_argument("--weights", metavar="FILE", help="measure these weights instead of the run's best")
     verb.add_argument("--ground-truth", metavar="GT.json", help="COCO-style annotations; with --detections, no model")
-    verb.add_argument("--detections", metavar="DT.json", help="COCO-style results")
+    verb.add_argument("--detections", metavar="DT.json", help="COCO-style results, or predict's json")
     verb.add_argument(
         "--protocol", choices=("coco", "voc07", "voc10"), default="coco", help="for files (default: coco)"
     )
@@ -57,7 +62,7 @@ def add(verbs: Any) -> None:
     add_json(verb)
 
     verb = new_verb(verbs, "config", _config, "print a config with its bases and overrides merged")
-    verb.add_argument("config", help="a YAML of configs/")
+    verb.add_argument("config", help="a YAML, or the name of one of configs/")
     add_overrides(verb)
     verb.add_argument("--check", action="store_true", help="also check every component's arguments (loads torch)")
 
@@ -83,6 +88,8 @@ def _train(args: argparse.Namespace) -> int:
     if args.resume:
         run.check_begun()
     config = load_config(run.config if args.resume else config_file(args.config), args.overrides)
+    if config.train.steps and not args.resume:
+        check_warmup(config, config.train.steps)  # the trainer checks runs whose length is stated in epochs
     _check_paths(config, run, bool(args.resume))
     from mnv2det.engine.trainer import train
 
@@ -170,5 +177,10 @@ def _grid(args: argparse.Namespace) -> int:
         threshold=args.threshold,
         device=args.device,
     )
+    from mnv2det.report.text import font_note
+    from mnv2det.runtime.predictor import header_of
+
+    if note := font_note(chain(*header_of(args.source).classes.values())):
+        print(f"mnv2det: {note}", file=sys.stderr)
     print(f"predictions beside ground truth: {path}")
     return 0

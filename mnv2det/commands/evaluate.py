@@ -31,7 +31,7 @@ def evaluate_source(
             ``model.weights`` holds a whole model.
         overrides: ``key=value`` on the config; ``output_stride``, arguments of heads and, of a run,
             the input size apply to the weights.
-        weights: Another weight file.
+        weights: Another weight file, or a run folder, whose best weights it means.
         device: As in `processes`.
 
     Returns:
@@ -44,9 +44,10 @@ def evaluate_source(
     config = load_config(config_file(source), overrides)
     check(config)
     is_run = os.path.isdir(source)
-    path = weights or (weights_of(source) if is_run else config.model.weights)
-    if path is None:
+    stated = weights or (source if is_run else config.model.weights)
+    if stated is None:
         raise ConfigError(f"{source}: nothing to evaluate; name a run folder, model.weights=FILE or --weights FILE")
+    path = weights_of(stated)
     args, size = config.model.backbone.args, config.model.input_size
     model, _ = from_file(
         str(path),

@@ -1,4 +1,4 @@
-"""Evaluation of results in files, without any model: COCO-style ground truth against a COCO results list."""
+"""Evaluation of results in files, without any model: COCO-style ground truth against detections."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def evaluate_files(
             counts as ignored, under the VOC protocols ``ignore`` and ``difficult`` do, too;
             ``area`` is w * h where absent.
         detections: JSON list of ``{"image_id", "category_id", "bbox": [x, y, w, h], "score"}``;
-            more keys do no harm.
+            more keys do no harm. Or the ``predictions.json`` of `mnv2det.commands.predict.run.predict`, an object
+            whose pictures and classes are those of the same name in the ground truth.
         protocol: ``coco``, ``voc07`` (11 recalls) or ``voc10`` (area under the curve).
         iou: Least overlap of the VOC protocols, by default .5.
         inclusive: VOC protocols: whether pixel x + w belongs to the box, by default yes.
@@ -119,27 +120,146 @@ def read_truth(path: PathLike, *, ignored_by: Sequence[str] = ("iscrowd",)) -> T
 
 
 def read_results(path: PathLike, truth: Truth) -> DetectedBoxes:
-    """Reads a list of results; ids must be among those of the ground truth.
+    """Reads detections: a list of results, or the ``predictions.json`` of a prediction.
+
+    Ids of a list must be among those of the ground truth; an image may also be named by its path. The object that a
+    prediction writes has ids of its own: its pictures and classes are found by their names.
 
     Raises:
         DataError: The file cannot be read, or an entry is wrong.
     """
-    entries = _load(path)
-    if not isinstance(entries, list):
-        raise DataError(f"{path}: expected a list of results, got {_kind(entries)}")
+    content = _load(path)
+    if isinstance(content, dict):
+        key, ids = "annotations", _ids_of_predictions(path, content, truth)
+        entries = content[key]
+    elif isinstance(content, list):
+        key, entries = "results", content
+        ids = _ResultIds(_with_paths(path, content, truth), truth.categories, truth.path)
+    else:
+        raise DataError(f"{path}: expected a list of results or the object that predict writes, got {_kind(content)}")
     images, labels, boxes, scores = [], [], [], []
     for position, entry in enumerate(entries):
         try:
-            images.append(_known(entry, "image_id", truth.images, truth.path))
-            labels.append(_known(entry, "category_id", truth.categories, truth.path))
+            images.append(_known(entry, "image_id", ids.images, ids.source))
+            labels.append(_known(entry, "category_id", ids.categories, ids.source))
             boxes.append(_box(entry))
             scores.append(_number(entry, "score"))
         except _EntryError as error:
-            raise DataError(f"{path}: results[{position}]: {error}") from None
+            raise DataError(f"{path}: {key}[{position}]: {error}") from None
     image = np.array(images, np.int64)
     table = np.array(boxes, np.float64).reshape(-1, 4)
     results = DetectedBoxes(image, np.array(labels, np.int64), table, np.array(scores, np.float64))
     return results.pick(np.argsort(image, kind="stable"))
+
+
+class _ResultIds(NamedTuple):
+    """What the ids of a results file stand for.
+
+    Attributes:
+        images: Number of the ground truth's image for each image id.
+        categories: Label of each category id.
+        source: The file that lists the ids, for messages.
+    """
+
+    images: Ids
+    categories: Ids
+    source: PathLike
+
+
+def _ids_of_predictions(path: PathLike, content: dict[str, Any], truth: Truth) -> _ResultIds:
+    """Finds the pictures and classes of a ``predictions.json`` in the ground truth by their names.
+
+    Raises:
+        DataError: A list is missing, or a picture or class has no counterpart.
+    """
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content.get(key), list):
+            raise DataError(f"{path}: {key}: expected a list, as predict writes it, got {_kind(content.get(key))}")
+    images: Ids = {}
+    taken: set[int] = set()
+    number_of = _PictureNames(truth)
+    for position, entry in enumerate(content["images"]):
+        where = f"{path}: images[{position}]"
+        try:
+            identifier, name = _id(entry, "id"), _text(entry, "file_name")
+        except _EntryError as error:
+            raise DataError(f"{where}: {error}") from None
+        if entry.get("frame") is not None:
+            raise DataError(f"{where}: frame {entry['frame']} of {name}; only pictures can be measured")
+        number = number_of.find(name, where)
+        if number in taken:
+            raise DataError(f"{where}: file_name '{name}' is the second picture of this name; {truth.path} has one")
+        images[identifier] = number
+        taken.add(number)
+    categories: Ids = {}
+    for position, entry in enumerate(content["categories"]):
+        try:
+            identifier, name = _id(entry, "id"), _text(entry, "name")
+        except _EntryError as error:
+            raise DataError(f"{path}: categories[{position}]: {error}") from None
+        if name not in truth.classes:
+            raise DataError(f"{path}: category '{name}' is none of {truth.path}'s{near(name, truth.classes)}")
+        categories[identifier] = truth.classes.index(name)
+    return _ResultIds(images, categories, path)
+
+
+def _with_paths(path: PathLike, entries: list[Any], truth: Truth) -> Ids:
+    """The ground truth's ids of images and, for results that name an image by its path, these paths."""
+    ids = [entry.get("image_id") for entry in entries if isinstance(entry, dict)]
+    paths = {value for value in ids if isinstance(value, str) and value not in truth.images}
+    if not paths:
+        return truth.images
+    number_of = _PictureNames(truth)
+    known = (name for name in paths if _parts(name)[-1] in number_of.by_name)
+    return {**truth.images, **{name: number_of.find(name, f"{path}: image_id") for name in known}}
+
+
+class _PictureNames:
+    """Finds pictures of the ground truth by their paths, of which only the ends need to be the same.
+
+    Args:
+        truth: The ground truth; its file is read once more.
+    """
+
+    def __init__(self, truth: Truth) -> None:
+        self.truth = truth
+        self.by_name: dict[str, list[tuple[list[str], int]]] = {}
+        for entry in _load(truth.path)["images"]:
+            identifier = _id(entry, "id")
+            name = entry.get("file_name", identifier)
+            if isinstance(name, str) and identifier in truth.images:
+                parts = _parts(name)
+                self.by_name.setdefault(parts[-1], []).append((parts, truth.images[identifier]))
+
+    def find(self, name: str, where: str) -> int:
+        """The number of the picture whose path has the most last names in common with ``name``.
+
+        Raises:
+            DataError: There is none, or more than one.
+        """
+        parts = _parts(name)
+        candidates = self.by_name.get(parts[-1], [])
+        if not candidates:
+            raise DataError(
+                f"{where}: no picture '{parts[-1]}' among the {len(self.truth.images)} of {self.truth.path};"
+                " expected detections of its pictures alone"
+            )
+        common = [_common_end(parts, theirs) for theirs, _ in candidates]
+        best = [number for (_, number), length in zip(candidates, common, strict=True) if length == max(common)]
+        if len(best) > 1:
+            raise DataError(f"{where}: '{name}' may be any of {len(best)} pictures of {self.truth.path}")
+        return best[0]
+
+
+def _parts(name: str) -> list[str]:
+    """The names in a path, with either separator."""
+    return [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")] or [name]
+
+
+def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many of their last names two paths have in common."""
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return next((length for length, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def _load(path: PathLike) -> Any:
@@ -171,6 +291,13 @@ def _id(entry: Any, key: str) -> int | str:
         return int(value)
     if type(value) not in (int, str):
         raise _EntryError(f"{key} must be a whole number or a string, got {reprlib.repr(value)}")
+    return value
+
+
+def _text(entry: Any, key: str) -> str:
+    value = _get(entry, key)
+    if not isinstance(value, str):
+        raise _EntryError(f"{key} must be a string, got {reprlib.repr(value)}")
     return value
 
 

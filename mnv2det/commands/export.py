@@ -102,7 +102,7 @@ def export(
     program = ExportProgram(model, ExportMetadata(header, form), splits=splits)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial.") as folder:
             draft = Path(folder) / path.name
             runtime.write(program if calibrated is None else program.quantize(calibrated), draft)
             exported = Predictor(draft)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mnv2det.config import Config, to_dict, to_yaml
+from mnv2det.config import Config, check_warmup, to_dict, to_yaml
 from mnv2det.data.loader import ResumableSampler, train_loader
 from mnv2det.engine.build import (
     build_augmentation,
@@ -115,6 +115,8 @@ class _Trainer:
         self.batches_per_epoch = self._sampler(0, 0).per_epoch
         # a step may take batches of two epochs; the last step ends with the last epoch or shortly after it
         self.total = train.steps or -(-(train.epochs or 0) * self.batches_per_epoch // train.accumulate)
+        if not state:
+            check_warmup(config, self.total)
         self.learner = Learner(model, config, self.total, group)
         if state:
             self._restore(state)

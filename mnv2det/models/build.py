@@ -13,6 +13,7 @@ from mnv2det.errors import ConfigError, WeightsError
 from mnv2det.io import RunFolder
 from mnv2det.models.loading import head_source, load_into, open_weights
 from mnv2det.models.model import Model
+from mnv2det.models.torchvision_weights import TORCHVISION
 from mnv2det.models.weight_file import Header, plain, read_weights
 from mnv2det.registry import BACKBONES, HEADS, ComponentArgs, bind_all
 from mnv2det.structures import Preprocess
@@ -21,9 +22,13 @@ from mnv2det.structures import Preprocess
 def weights_of(source: str | os.PathLike[str]) -> Path:
     """Finds the weight file of a run folder; a weight file is its own.
 
+    Args:
+        source: A run folder or a file; a ``~`` at its start stands for the home folder.
+
     Raises:
         WeightsError: The folder has none yet.
     """
+    source = os.path.expanduser(source)
     if not os.path.isdir(source):
         return Path(source)
     best = RunFolder(source).best
@@ -78,7 +83,7 @@ def from_config(
 
     Padding, batch-norm epsilon and width come from the weight file; the config may repeat them
     but not contradict them. Mean, std and the architecture of a head that the file has as well come
-    from the file, unless the config states others.
+    from the file, unless the config states others. A run folder as ``model.weights`` means its best weights.
 
     Returns:
         The model, and lines to log on what was loaded and what was left out.
@@ -87,6 +92,8 @@ def from_config(
         ConfigError: A component or argument is wrong, or contradicts the weights.
         WeightsError: The weights cannot be read or do not fit.
     """
+    if model.weights and not model.weights.startswith(TORCHVISION):
+        model = dataclasses.replace(model, weights=str(weights_of(model.weights)))
     tensors, header = open_weights(model.weights) if model.weights else ({}, None)
     backbone: dict[str, Any] = {"name": model.backbone.name, "args": dict(model.backbone.args)}
     inherited_fit: list[str] = []

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnv2det.errors import DataError
+from mnv2det.report.text import measure, put
 from mnv2det.structures import IGNORE, Detections
 
 Image = NDArray[np.uint8]
 Color = tuple[int, int, int]
 
-FONT = cv2.FONT_HERSHEY_SIMPLEX
 SMALLEST_WITH_LEGEND = 96  # pixels of the shorter side
 BLACK, GREY, WHITE = (0, 0, 0), (128, 128, 128), (255, 255, 255)
 RIGHT, WRONG = (30, 90, 180), (200, 50, 30)  # colours of a confusion matrix on its diagonal and elsewhere
@@ -64,12 +64,12 @@ def draw_boxes(
         if not text:
             continue
         label = names[int(labels[number])] + (f" {float(scores[number]):.2f}" if scores is not None else "")
-        (width, height), base = cv2.getTextSize(label, FONT, size, unit)
+        (width, height), base = measure(label, size, unit)
         # the text stays inside the image even if the box is at its top or right edge
         x, y = max(0, min(x1, image.shape[1] - width)), max(y1, height + base)
         cv2.rectangle(canvas, (x, y - height - base), (x + width, y), color, cv2.FILLED)
         ink = BLACK if sum(color) > 382 else WHITE
-        cv2.putText(canvas, label, (x, y - base // 2), FONT, size, ink, unit, cv2.LINE_AA)
+        put(canvas, label, (x, y - base // 2), size, ink, unit)
     return canvas
 
 
@@ -138,7 +138,7 @@ def draw_mask(
 def title(image: Image, text: str) -> Image:
     """The image with a bar above it that holds a line of text."""
     bar = np.full((24, image.shape[1], 3), 255, np.uint8)
-    cv2.putText(bar, text, (6, 17), FONT, 0.5, BLACK, 1, cv2.LINE_AA)
+    put(bar, text, (6, 17), 0.5, BLACK, 1)
     return np.vstack([bar, image])
 
 
@@ -196,18 +196,18 @@ def draw_confusion(matrix: NDArray[Any], names: Sequence[str]) -> Image:
         text = f"{100 * share[row, column]:.0f}"
         x = column * CELL + (CELL - _width(text, 0.4, 1)) // 2
         ink = WHITE if shade[row, column] > 0.6 else BLACK
-        cv2.putText(table, text, (x, row * CELL + 23), FONT, 0.4, ink, 1, cv2.LINE_AA)
+        put(table, text, (x, row * CELL + 23), 0.4, ink, 1)
     axes = ["rows: truth", "columns: prediction", "in % of the truth"]
     short = [_fitted(name, "", 200, 0.4, 1) for name in names]
     width = 12 + max(_width(text, 0.4, 1) for text in [*axes, *short])
     corner = np.full((width, width, 3), 255, np.uint8)
     for number, text in enumerate(axes):
-        cv2.putText(corner, text, (6, 20 + 18 * number), FONT, 0.4, GREY, 1, cv2.LINE_AA)
+        put(corner, text, (6, 20 + 18 * number), 0.4, GREY, 1)
     beside, above = np.full((2, count * CELL, width, 3), 255, np.uint8)
     for number, text in enumerate(short):
         y = number * CELL + 23
-        cv2.putText(beside, text, (width - 6 - _width(text, 0.4, 1), y), FONT, 0.4, BLACK, 1, cv2.LINE_AA)
-        cv2.putText(above, text, (6, y), FONT, 0.4, BLACK, 1, cv2.LINE_AA)
+        put(beside, text, (width - 6 - _width(text, 0.4, 1), y), 0.4, BLACK, 1)
+        put(above, text, (6, y), 0.4, BLACK, 1)
     return np.vstack([np.hstack([corner, np.rot90(above)]), np.hstack([beside, table])])
 
 
@@ -283,12 +283,12 @@ def _draw_legend(canvas: Image, entries: Sequence[tuple[str, float, Sequence[int
         x, y = gap, number * line + gap
         if color is not None:
             cv2.rectangle(canvas, (x, y), (line - 1, y + line - gap - 1), color, cv2.FILLED)
-        cv2.putText(canvas, text, (line + gap, y + round(0.6 * line)), FONT, size, WHITE, pen, cv2.LINE_AA)
+        put(canvas, text, (line + gap, y + round(0.6 * line)), size, WHITE, pen)
 
 
 def _width(text: str, size: float, pen: int) -> int:
     """Width of a text in pixels."""
-    return int(cv2.getTextSize(text, FONT, size, pen)[0][0])
+    return measure(text, size, pen)[0][0]
 
 
 def _fitted(name: str, tail: str, width: int, size: float, pen: int) -> str:

@@ -215,9 +215,9 @@ def test_broken_entries_are_named(tmp_path: Path, spoil: Callable[[Any, Any], An
         ("", r"not JSON \(Expecting value"),
         ('[{"image_id": 42,', r"not JSON \(Expecting property name"),
         ("[" * 100_000, "nested too deeply"),
-        ('{"annotations": []}', "expected a list of results, got an object"),
-        ('"results"', "expected a list of results, got a string"),
-        ("NaN", "expected a list of results, got a number"),
+        ('{"annotations": []}', "images: expected a list, as predict writes it, got null"),
+        ('"results"', "expected a list of results or the object that predict writes, got a string"),
+        ("NaN", "expected a list of results or the object that predict writes, got a number"),
         ("[" + "9" * 5000 + "]", "not JSON"),
     ],
 )
@@ -251,3 +251,86 @@ def test_settings_go_with_the_protocol(tmp_path: Path) -> None:
     for iou in (0, 1.5, NAN):
         with pytest.raises(ConfigError, match="iou must be above 0"):
             evaluate_files(*paths, protocol="voc10", iou=iou)
+
+
+# what predict writes
+
+
+def named(*names: str) -> dict[str, Any]:
+    """Ground truth of pictures of these names, with a cat in each."""
+    boxes = [{"id": n, "image_id": n, "category_id": 3, "bbox": [5, 5, 20, 20 + n]} for n in range(len(names))]
+    images = [{"id": n, "file_name": name} for n, name in enumerate(names)]
+    return {"images": images, "categories": [{"id": 3, "name": "cat"}], "annotations": boxes}
+
+
+def predicted(*names: str, category: str = "cat") -> dict[str, Any]:
+    """What predict writes of pictures of these names: ids of its own, from 1."""
+    boxes = [{"image_id": n + 1, "category_id": 1, "bbox": [5, 5, 20, 20 + n], "score": 0.9} for n in range(len(names))]
+    images = [{"id": n + 1, "file_name": name, "height": 60, "width": 60} for n, name in enumerate(names)]
+    return {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": category}]}
+
+
+@pytest.mark.parametrize(
+    ("truths", "predictions"),
+    [
+        (["a.jpg", "b.jpg"], ["photos/a.jpg", "photos/b.jpg"]),
+        (["val/a.jpg", "val/b.jpg"], ["a.jpg", "b.jpg"]),
+        (["north/000.jpg", "south/000.jpg"], ["/data/north/000.jpg", "/data/south/000.jpg"]),
+        (["north\\000.jpg", "south\\000.jpg"], ["north/000.jpg", "south/000.jpg"]),
+    ],
+)
+def test_predictions_belong_to_the_pictures_of_the_same_name(
+    tmp_path: Path, truths: list[str], predictions: list[str]
+) -> None:
+    assert evaluate_files(*write(tmp_path, named(*truths), predicted(*predictions)))["AP"] == pytest.approx(1)
+    # the boxes differ in height: exchanged they do not overlap by 95 %
+    swapped = named(*truths[::-1])
+    swapped["annotations"][0]["bbox"][3] = 90
+    assert evaluate_files(*write(tmp_path, swapped, predicted(*predictions)))["AP"] < 0.9
+    results = [
+        {"image_id": name, "category_id": 3, "bbox": [5, 5, 20, 20 + n], "score": 0.9}
+        for n, name in enumerate(predictions)
+    ]
+    assert evaluate_files(*write(tmp_path, named(*truths), results))["AP"] == pytest.approx(1)
+
+
+def test_predictions_find_pictures_whose_ids_are_their_paths(tmp_path: Path) -> None:
+    truth = named("", "")
+    truth["images"] = [{"id": "north/a"}, {"id": "south/a"}]
+    for number, entry in enumerate(truth["annotations"]):
+        entry["image_id"] = ("north/a", "south/a")[number]
+    found = predicted("x/north/a", "x/south/a")
+    assert evaluate_files(*write(tmp_path, truth, found))["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (
+            predicted("photos/c.jpg"),
+            "images[0]: no picture 'c.jpg' among the 3 of GT; expected detections of its pictures alone",
+        ),
+        (predicted("000.jpg"), "images[0]: '000.jpg' may be any of 2 pictures of GT"),
+        (
+            predicted("x/a.jpg", "y/a.jpg"),
+            "images[1]: file_name 'y/a.jpg' is the second picture of this name; GT has one",
+        ),
+        (predicted("a.jpg", category="cats"), "category 'cats' is none of GT's; did you mean 'cat'?"),
+        ({**predicted("a.jpg"), "images": [{"id": 1}]}, "images[0]: file_name is missing"),
+        ({**predicted("a.jpg"), "annotations": None}, "annotations: expected a list, as predict writes it, got null"),
+        (
+            {**predicted("a.jpg"), "images": [{"id": 1, "file_name": "clip.mp4", "frame": 0}]},
+            "images[0]: frame 0 of clip.mp4; only pictures can be measured",
+        ),
+        (
+            {**predicted("a.jpg"), "annotations": [{"image_id": 7}]},
+            "annotations[0]: image_id 7 is not among the 1 ids in DT",
+        ),
+    ],
+)
+def test_predictions_without_counterpart_are_named(tmp_path: Path, found: Any, message: str) -> None:
+    truth, detections = write(tmp_path, named("a.jpg", "north/000.jpg", "south/000.jpg"), found)
+    with pytest.raises(DataError) as error:
+        evaluate_files(truth, detections)
+    expected = message.replace("GT", str(truth)).replace("DT", str(detections))
+    assert str(error.value) == f"{detections}: {expected}"

@@ -32,6 +32,7 @@ from mnv2det.data.images import read_image
 from mnv2det.errors import DataError
 from mnv2det.models.build import assemble
 from mnv2det.models.weight_file import save_weights
+from mnv2det.report import text as text_module
 from mnv2det.runtime.predictor import Predictor
 from mnv2det.structures import Preprocess
 
@@ -43,12 +44,12 @@ HEADS = {
 }
 
 
-def weights(folder: Path, task: str) -> str:
+def weights(folder: Path, task: str, names: tuple[str, ...] = ("cat", "dog")) -> str:
     torch.manual_seed(0)
     model = assemble(
         {"name": "mobilenet_v2", "args": {"width": 0.35}},
         {task: HEADS[task]},
-        classes={task: ["cat", "dog"]},
+        classes={task: list(names)},
         preprocess=Preprocess((64, 64)),
     )
     save_weights(folder / f"{task}.safetensors", model.eval().state_dict(), model.header())
@@ -262,7 +263,7 @@ def test_patterns_files_and_folders(
         message = f"mnv2det: {tree / pattern}: no image or video matches (looked for .avi, .bmp, "
         assert capsys.readouterr().err.startswith(message)
         return
-    seen = [item.file for item in list_inputs([str(tree / pattern)])]
+    seen = [item.file for item in list_inputs([str(tree / pattern)]).inputs]
     assert [path.name for path in seen if isinstance(path, Path)] == wanted
 
 
@@ -281,6 +282,114 @@ def test_inputs_that_are_none(item: str, message: str) -> None:
     with pytest.raises(DataError) as caught:
         list_inputs([item])
     assert str(caught.value) == f"{item}: {message}"
+
+
+def test_a_name_too_long_for_any_file_is_one_line() -> None:
+    with pytest.raises(DataError, match=r": no such image, video or folder$"):
+        list_inputs(["n" * 300 + ".png"])
+
+
+def test_hidden_and_system_files_of_a_folder_are_left_out(tmp_path: Path) -> None:
+    names = ("._a.jpg", ".thumbnails/x.png", "@eaDir/a.jpg/s.jpg", "__MACOSX/a.png", ".ipynb_checkpoints/a.png")
+    for name in (*names, "a.png", "below/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(saved(scene(), "PNG"))
+    wanted = ["a.png", "below/b.png"]
+    for item in (tmp_path, tmp_path / "**"):
+        inputs, left_out = list_inputs([item])
+        assert [Path(entry.name).relative_to(tmp_path).as_posix() for entry in inputs] == wanted
+        assert left_out == []
+    for item in (tmp_path / ".thumbnails", tmp_path / ".thumbnails" / "*.png", tmp_path / ".thumbnails/x.png"):
+        assert [Path(entry.name).name for entry in list_inputs([item]).inputs] == ["x.png"]
+
+
+def test_class_names_that_no_font_has_are_said_once(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr(text_module, "_fonts", lambda: [])
+    text_module._best_font.cache_clear()
+    monkeypatch.setitem(HEADS, "named", HEADS["det"])
+    detector = weights(tmp_path, "named", ("\U00017000", "cat"))
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(saved(scene(), "PNG"))
+    run(detector, tmp_path / "a.png", tmp_path / "b.png", "--threshold", 0, out=tmp_path / "out")
+    assert capsys.readouterr().err.count("no font here has") == 1
+    run(detector, tmp_path / "a.png", "--no-pictures", out=tmp_path / "none")
+    assert capsys.readouterr().err == ""
+    text_module._best_font.cache_clear()
+
+
+def test_every_file_of_a_folder_is_predicted_or_named(detector: str, tmp_path: Path, capsys: Any) -> None:
+    (folder := tmp_path / "in").mkdir()
+    kinds = {"a.jfif": "JPEG", "b.JPE": "JPEG", "c.gif": "GIF", "d.jp2": "JPEG2000", "e.dat": "PNG", "f.tga": "TGA"}
+    for name, kind in kinds.items():
+        (folder / name).write_bytes(saved(scene(), kind))
+    (folder / "labels.txt").write_text("cat")
+    (folder / "page.eps").write_bytes(saved(scene(), "EPS"))
+    found = run(detector, folder, out=tmp_path / "out")
+    assert [Path(entry["file_name"]).name for entry in found["images"]] == sorted(kinds)
+    assert all((entry["height"], entry["width"]) == (60, 80) for entry in found["images"])
+    assert capsys.readouterr().err.splitlines() == [
+        f"mnv2det: left out: {folder / name}: neither a picture nor a video that can be read here"
+        for name in ("labels.txt", "page.eps")
+    ]
+
+
+def test_of_many_files_left_out_ten_are_named(detector: str, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "a.png").write_bytes(saved(scene(), "PNG"))
+    for number in range(14):
+        (tmp_path / f"{number:02d}.txt").write_text("cat")
+    run(detector, tmp_path, "--json", tmp_path / "s.json", out=tmp_path / "out")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 11
+    assert lines[-1] == "mnv2det: left out: 4 more files like these (--json FILE lists all)"
+    assert len(json.loads((tmp_path / "s.json").read_text())["left_out"]) == 14
+
+
+def test_pictures_that_only_pillow_decodes_are_upright_rgb(
+    detector: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path := tmp_path / "a.jfif").write_bytes(data := saved(scene(), "JPEG", 6))
+
+    def refuse(path: Path) -> NDArray[np.uint8]:
+        raise DataError(f"{path}: not an image")
+
+    monkeypatch.setattr(module, "read_image", refuse)
+    found = run(detector, path, out=tmp_path / "out")
+    assert [(entry["height"], entry["width"]) for entry in found["images"]] == [(80, 60)]
+    np.testing.assert_array_equal(module._read(list_inputs([path]).inputs[0]), upright(data))
+
+
+@pytest.mark.shared
+def test_a_folder_as_tools_leave_it_is_predicted(detector: str, shared: Path, tmp_path: Path, capsys: Any) -> None:
+    found = run(detector, shared / "cases/c28/in", out=tmp_path / "out")
+    names = [Path(entry["file_name"]).name for entry in found["images"]]
+    assert names == ["a.jpg", "b.JPE", "b.avif", "b.gif", "b.jfif", "b.jp2"]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_picture_with_a_long_name_is_predicted(detector: str, tmp_path: Path) -> None:
+    name = "n" * 247
+    (tmp_path / f"{name}.png").write_bytes(saved(scene(), "PNG"))
+    run(detector, tmp_path, "--formats", "json,pictures,voc", out=tmp_path / "out")
+    assert files(tmp_path / "out") == {"predictions.json", f"{name}.png", f"voc/{name}.xml"}
+
+
+def test_a_picture_whose_results_have_too_long_a_name_stops_no_other(
+    detector: str, tmp_path: Path, capsys: Any
+) -> None:
+    (folder := tmp_path / "in").mkdir()
+    long = "n" * 251
+    for name in (f"{long}.png", f"{long}.jpg", "z.png"):
+        (folder / name).write_bytes(saved(scene(), "PNG"))
+    found = run(detector, folder, "--formats", "json,pictures", out=tmp_path / "out", code=1)
+    assert [Path(entry["file_name"]).name for entry in found["images"]] == [f"{long}.jpg", "z.png"]
+    expected = f"{folder / long}.png: cannot write {long}_2.png: the file system takes no name of 257 characters"
+    assert capsys.readouterr().err.splitlines() == [f"mnv2det: failed: {expected}"]
+
+
+def test_a_video_with_a_long_name_becomes_a_video(detector: str, tmp_path: Path) -> None:
+    film(tmp_path / "f.avi", 2).rename(tmp_path / ("n" * 246 + ".avi"))
+    run(detector, tmp_path, out=tmp_path / "out")
+    assert files(tmp_path / "out") == {"predictions.json", "n" * 246 + ".mp4"}
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:

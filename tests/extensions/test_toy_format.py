@@ -50,7 +50,18 @@ def arguments(root: Path, data: Path) -> list[str]:
 
 
 def train(root: Path, data: Path, run: Path, *overrides: str) -> int:
-    return main(["train", *arguments(root, data), "train.steps=2", "data.workers=0", *overrides, "--out", str(run)])
+    return main(
+        [
+            "train",
+            *arguments(root, data),
+            "train.steps=2",
+            "optim.warmup_steps=0",
+            "data.workers=0",
+            *overrides,
+            "--out",
+            str(run),
+        ]
+    )
 
 
 def check(root: Path, data: Path, *options: str) -> tuple[int, list[dict[str, Any]]]:

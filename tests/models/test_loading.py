@@ -59,6 +59,23 @@ def test_training_takes_padding_width_mean_and_std_from_the_weights(saved):
     assert any("loaded heads.det" in note for note in notes)
 
 
+def test_a_run_folder_as_weights_means_its_best_ones(saved):
+    path, _ = saved
+    with pytest.raises(WeightsError, match=r"no best\.safetensors in this folder; has the run been evaluated yet\?$"):
+        start_from(path.parent)
+    path.rename(best := path.parent / "best.safetensors")
+    model, notes = start_from(path.parent)
+    assert model.backbone.padding == "same"
+    assert f"{best}: loaded heads.det" in " ".join(notes)
+
+
+def test_weights_may_lie_in_the_home_folder(saved, monkeypatch):
+    path, _ = saved
+    monkeypatch.setenv("HOME", str(path.parent))
+    monkeypatch.setenv("USERPROFILE", str(path.parent))
+    assert f"{path}: loaded heads.det" in " ".join(start_from(f"~/{path.name}")[1])
+
+
 def test_a_contradiction_of_the_weights_is_named(saved):
     with pytest.raises(
         ConfigError, match=r"model\.backbone\.args\.padding: 'symmetric', but .* was trained with 'same'"

@@ -1,20 +1,26 @@
-"""Lists what is to be predicted: files, folders, patterns and cameras."""
+"""Lists what is to be predicted: files, folders, patterns and cameras; decides what of a folder is a picture."""
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
+from PIL import Image
+
 from mnv2det.commands.predict.video import CODECS, VIDEOS, is_video
-from mnv2det.data.images import EXTENSIONS
+from mnv2det.data.images import DAMAGED, EXTENSIONS, is_hidden
 from mnv2det.errors import DataError
 
 ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
+PILLOW_FORMATS = frozenset({"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP"})
 CAMERA = re.compile(r"camera:(\d{1,3})")
 
 
@@ -43,24 +49,67 @@ class Input(NamedTuple):
         return self.stem + (suffix if suffix in EXTENSIONS else ".png")
 
 
-def list_inputs(patterns: Sequence[str | os.PathLike[str]]) -> list[Input]:
+class Listing(NamedTuple):
+    """What was found to predict.
+
+    Attributes:
+        inputs: Pictures, videos and cameras in order, each with a stem of its own.
+        left_out: A line for each file that is neither a picture nor a video.
+    """
+
+    inputs: list[Input]
+    left_out: list[str]
+
+
+def list_inputs(patterns: Sequence[str | os.PathLike[str]]) -> Listing:
     """Lists all inputs in order, each with a stem of its own.
 
     Args:
-        patterns: Files, folders (with all pictures and videos below them), glob patterns, ``camera:0``.
+        patterns: Files, folders (with all pictures and videos below them), glob patterns, ``camera:0``. Hidden files
+            and those of the system (see `is_hidden`) are read only if a pattern names them.
 
     Raises:
         DataError: One of them does not exist, matches nothing or is an address.
     """
     taken: set[str] = set()
-    inputs = []
-    for file in (file for pattern in patterns for file in _expand(os.fspath(pattern))):
-        plain = f"camera{file}" if isinstance(file, int) else file.stem
-        candidates = chain([plain], (f"{plain}_{number}" for number in count(2)))
-        stem = next(name for name in candidates if name not in taken)
-        taken.add(stem)
-        inputs.append(Input(file, stem, isinstance(file, int) or is_video(file)))
-    return inputs
+    inputs, left_out = [], []
+    for pattern in patterns:
+        files, others = _expand(os.fspath(pattern))
+        left_out += [f"{path}: neither a picture nor a video that can be read here" for path in others]
+        for file in files:
+            plain = f"camera{file}" if isinstance(file, int) else file.stem
+            candidates = chain([plain], (f"{plain}_{number}" for number in count(2)))
+            stem = next(name for name in candidates if name not in taken)
+            taken.add(stem)
+            inputs.append(Input(file, stem, isinstance(file, int) or is_video(file)))
+    return Listing(inputs, left_out)
+
+
+def too_long(item: Input, folder: Path, formats: frozenset[str]) -> str | None:
+    """Says which file of an input cannot be written because its name is too long for the file system.
+
+    Args:
+        item: The input.
+        folder: The output folder; it exists.
+        formats: What is to be written.
+
+    Returns:
+        A line for the list of failures, or None if every name is short enough.
+    """
+    # a video's frames have short names in a folder that has the video's
+    suffixes = [suffix for kind, suffix in (("voc", ".xml"), ("masks", ".png")) if kind in formats]
+    names = [item.stem + ("" if item.video else suffix) for suffix in suffixes]
+    if "pictures" in formats:
+        names.append(item.stem + CODECS[0][0] if item.video else item.picture_name)
+    for name in names:
+        try:
+            os.lstat(folder / name)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
+                return f"{item.name}: cannot write {name}: the file system takes no name of {len(name)} characters"
+    return None
 
 
 def refuse_overwriting(inputs: Sequence[Input], folder: Path, formats: frozenset[str]) -> None:
@@ -88,26 +137,69 @@ def refuse_overwriting(inputs: Sequence[Input], folder: Path, formats: frozenset
         raise DataError(f"--out {folder}: would overwrite the picture {overwritten[0]}; choose another folder")
 
 
-def _expand(item: str) -> list[Path] | list[int]:
-    """The files that an argument stands for, or the number of a camera."""
+def _expand(item: str) -> tuple[list[Path] | list[int], list[Path]]:
+    """The files that an argument stands for, or the number of a camera; and the files that cannot be predicted."""
     if ADDRESS.match(item):
         raise DataError(f"{item}: addresses are not fetched; expected a file, folder, pattern or camera:0")
     if item.startswith("camera:"):
         number = CAMERA.fullmatch(item)
         if number is None:
             raise DataError(f"{item}: expected camera: and a number, such as camera:0")
-        return [int(number[1])]
-    path = Path(item)
-    known = EXTENSIONS | VIDEOS
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        listed, what = path.rglob("*"), "no images or videos in it"
+        return [int(number[1])], []
+    # os.path answers False where Path raises an error: at a name that is too long for any file
+    if os.path.isfile(item):
+        return [Path(item)], []
+    if os.path.isdir(item):
+        listed, what = _walk(item), "no images or videos in it"
     elif glob.has_magic(item):
-        listed, what = (Path(name) for name in glob.iglob(item, recursive=True)), "no image or video matches"
+        listed, what = _matches(item), "no image or video matches"
     else:
         raise DataError(f"{item}: no such image, video or folder")
-    files = sorted({path for path in listed if path.suffix.lower() in known and path.is_file()})
+    listed = sorted(set(listed))
+    files = [path for path in listed if can_be_read(path)]
     if not files:
-        raise DataError(f"{item}: {what} (looked for {', '.join(sorted(known))})")
-    return files
+        raise DataError(f"{item}: {what} (looked for {', '.join(sorted(EXTENSIONS | VIDEOS))})")
+    return files, sorted(set(listed).difference(files))
+
+
+def _walk(folder: str) -> list[Path]:
+    """All files in a folder and the folders below it, without the hidden ones."""
+    files: list[Path] = []
+    for path, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        files += [Path(path, name) for name in names if not is_hidden(name)]
+    return [path for path in files if path.is_file()]
+
+
+def _matches(pattern: str) -> list[Path]:
+    """All files that a pattern stands for, without hidden ones, unless the pattern itself spells their names out."""
+    spelled_out = Path(pattern).parts
+    paths = map(Path, glob.iglob(pattern, recursive=True))
+    return [
+        path
+        for path in paths
+        if path.is_file() and not any(is_hidden(name) for name in path.parts if name not in spelled_out)
+    ]
+
+
+def can_be_read(path: Path) -> bool:
+    """Whether a file is a picture or video by its suffix or, if that says nothing, by its first bytes."""
+    if path.suffix.lower() in EXTENSIONS | VIDEOS:
+        return True
+    try:
+        return cv2.haveImageReader(os.fspath(path)) or pillow_knows(path)
+    except cv2.error:
+        return False
+
+
+def pillow_knows(path: Path) -> bool:
+    """Whether a file is a picture that Pillow decodes by itself; for some kinds, such as EPS, it starts programs."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a picture that is too large, which reading it reports
+            with Image.open(path) as picture:
+                return picture.format in PILLOW_FORMATS
+    except Image.DecompressionBombError:
+        return True
+    except DAMAGED:
+        return False

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,15 +20,17 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from mnv2det.commands.predict.inputs import Input, list_inputs, refuse_overwriting
+from mnv2det.commands.predict.inputs import Input, list_inputs, pillow_knows, refuse_overwriting, too_long
 from mnv2det.commands.predict.outputs import ImageInfo, Outputs, choose_formats, write
 from mnv2det.commands.predict.video import Video, VideoWriter
-from mnv2det.data.images import read_image
+from mnv2det.data.images import DAMAGED, EXTENSIONS, LARGEST_FILE, MOST_PIXELS, read_image
 from mnv2det.errors import DataError
 from mnv2det.registry import HEADS
 from mnv2det.report.draw import encode
+from mnv2det.report.text import font_note
 from mnv2det.runtime.base import Precision
 from mnv2det.runtime.predictor import Predictor
 from mnv2det.structures import Result
@@ -82,7 +85,9 @@ def predict(
 
     Returns:
         ``images`` (with frames) and ``detections`` that were written, ``output``, ``failed`` (a line each),
-        ``stopped``, and ``classes``: the best ones of each picture, from a classifier.
+        ``left_out`` (a line for each file that is neither a picture nor a video), ``font_note`` (which
+        characters of class names could not be drawn, or None), ``stopped``, and ``classes``: the best ones of each
+        picture, from a classifier.
 
     Raises:
         ConfigError: A format is unknown, or the model has nothing to write in it; or as `Predictor`.
@@ -99,7 +104,7 @@ def predict(
     )
     targets = {task: HEADS.get(head["name"]).target_key for task, head in predictor.header.heads.items()}
     chosen = choose_formats(formats, targets.values(), pictures=pictures)
-    listed = list_inputs(inputs)
+    listed, left_out = list_inputs(inputs)
     folder, stop = Path(output), stop or threading.Event()
     refuse_overwriting(listed, folder, chosen)
     try:
@@ -115,8 +120,10 @@ def predict(
             ) as outputs,
         ):
             run = _Run(predictor, outputs, batch_size, every, stop)
-            run.predict_pictures([item for item in listed if not item.video])
-            for item in listed:
+            run.failed += [line for item in listed if (line := too_long(item, folder, chosen))]
+            writable = [item for item in listed if not too_long(item, folder, chosen)]
+            run.predict_pictures([item for item in writable if not item.video])
+            for item in writable:
                 if item.video and not stop.is_set():
                     run.predict_video(item)
             outputs.finish()
@@ -127,6 +134,8 @@ def predict(
         "detections": outputs.detections,
         "output": os.fspath(output),
         "failed": run.failed,
+        "left_out": left_out,
+        "font_note": font_note(chain(*predictor.classes.values())) if "pictures" in chosen else None,
         "stopped": stop.is_set(),
         "classes": outputs.best_classes,
     }
@@ -222,7 +231,28 @@ def _read(source: Input) -> NDArray[np.uint8] | DataError:
     try:
         return read_image(source.file)
     except DataError as error:
-        return error
+        image = None if source.file.suffix.lower() in EXTENSIONS else _read_with_pillow(source.file)
+        return error if image is None else image
+
+
+def _read_with_pillow(path: Path) -> NDArray[np.uint8] | None:
+    """Reads a picture of a kind that only Pillow decodes, such as gif and avif with some builds of OpenCV.
+
+    Returns:
+        The first picture in the file, upright, uint8 (H, W, 3), RGB; None if Pillow does not decode it either, or if
+        it claims more pixels than `read_image` decodes.
+    """
+    try:
+        if path.stat().st_size > LARGEST_FILE or not pillow_knows(path):
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as picture:
+                if picture.width * picture.height > MOST_PIXELS:
+                    return None
+                return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    except DAMAGED:
+        return None
 
 
 def _ahead(calls: Iterable[Callable[[], T]], *, workers: int, depth: int) -> Generator[T, None, None]:
@@ -250,7 +280,7 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 def _progress(total: int | None, unit: str, about: str) -> tqdm[Any]:
     """A progress bar with the time left, or with the rate alone where the total is unknown."""
-    return tqdm(total=total, unit=unit, desc=about, disable=not sys.stderr.isatty())
+    return tqdm(total=total, unit=unit, desc=about, disable=sys.stderr is None or not sys.stderr.isatty())
 
 
 @contextmanager

@@ -172,9 +172,7 @@ class VideoWriter:
     def _open(self, size: tuple[int, int]) -> cv2.VideoWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         for suffix, codec in CODECS:
-            handle, self._temporary = tempfile.mkstemp(
-                dir=self.path.parent, prefix=f".{self.path.name}.", suffix=suffix
-            )
+            handle, self._temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".partial.", suffix=suffix)
             os.close(handle)
             writer = cv2.VideoWriter(self._temporary, cv2.VideoWriter.fourcc(*codec), self.fps, size)
             if writer.isOpened():
