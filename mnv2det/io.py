@@ -94,8 +94,9 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # named after nothing: beside a file name of the greatest length there is no room for more characters
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".partial.")
+    # of a long name only the beginning, since there is no room for more characters beside the longest names;
+    # what a killed process leaves in a run folder is removed by its name
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:32]}.")
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
