@@ -225,7 +225,7 @@ def test_the_best_weights_are_the_newest_of_equal_or_undefined_metrics(
     tiny: Config, tmp_path: Path, monkeypatch, capsys, metrics: tuple[float, float], best: float, step: int
 ):
     tiny.data.train.args["count"] = tiny.data.batch_size
-    tiny.data.workers, tiny.train.steps = 0, 2
+    tiny.data.workers, tiny.train.steps, tiny.optim.warmup_steps = 0, 2, 0
     values = iter(metrics)
     monkeypatch.setattr("mnv2det.engine.trainer.evaluate_model", lambda *_: {"det/AP": next(values)})
     assert train(tiny, tmp_path / "run", device="cpu")["best"] == best
