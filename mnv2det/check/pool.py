@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -22,6 +23,7 @@ Job = TypeVar("Job")
 Done = TypeVar("Done")
 GROUP = 16  # jobs handed over at once
 MOST_CRASHES = 20
+PATIENCE = 0.5  # seconds after which an interrupt is noticed
 
 
 class Crash(NamedTuple):
@@ -98,19 +100,43 @@ def _run(
         initargs=(work,),
     )
     handed: dict[Future[list[Any]], list[int]] = {}
+    interrupted, handler_before = _defer_interrupts()
     try:
         while groups or handed:
+            if interrupted.is_set():
+                raise KeyboardInterrupt
             while groups and len(handed) < ahead * workers:
                 handed[pool.submit(_work, [jobs[index] for index in groups[0]])] = groups[0]
                 groups.popleft()
-            for future in wait(handed, return_when=FIRST_COMPLETED).done:
+            for future in wait(handed, timeout=PATIENCE, return_when=FIRST_COMPLETED).done:
                 keep(handed[future], future.result())
                 del handed[future]
     except BrokenProcessPool:
         return list(handed.values())
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        if handler_before is not None:
+            signal.signal(signal.SIGINT, handler_before)
     return []
+
+
+def _defer_interrupts() -> tuple[threading.Event, Any]:
+    """Makes the next Ctrl-C set an event, and those after it do what they did before; returns that handler, too.
+
+    An interrupt in the middle of ``wait`` leaves the lock of a future held for ever, and the pool could not be shut
+    down. Outside of the main thread, which alone gets signals, nothing is changed and the handler is None.
+    """
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        return interrupted, None
+    before = signal.getsignal(signal.SIGINT)
+
+    def request(number: int, frame: object) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, request)
+    return interrupted, before
 
 
 def _start(work: Callable[[Any], Any]) -> None:

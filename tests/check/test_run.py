@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
 from mnv2det.check.anchor_fit import best_iou, default_detector, to_input
+from mnv2det.check.pool import parallel
 from mnv2det.check.run import Report, check_data
 from mnv2det.cli import main
 from mnv2det.errors import ConfigError, DataError
@@ -239,6 +241,21 @@ def test_interrupt_ends_all_processes(root: Path):
     assert process.returncode == 130
     assert printed == "mnv2det: interrupted\n"
     assert not any(os.path.exists(f"/proc/{child}") for child in workers)
+
+
+def _interrupt_parent(job: int) -> int:
+    if job == 40:
+        os.kill(os.getppid(), signal.SIGINT)
+    return job
+
+
+@pytest.mark.process
+def test_an_interrupt_of_the_pool_leaves_no_process_and_the_handler_as_it_was():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        parallel(_interrupt_parent, range(10**6), 2, desc="jobs", unit="job")
+    assert signal.getsignal(signal.SIGINT) is before
+    assert multiprocessing.active_children() == []
 
 
 # whatever is in the files, it ends in findings or in one line
