@@ -109,7 +109,7 @@ def _add_export(verbs: Any) -> None:
 
 
 def _import(args: argparse.Namespace) -> int:
-    from mnv2det.commands.import_data import RECORD, import_data
+    from mnv2det.importing.import_data import RECORD, import_data
 
     if not (0 < args.val < 1 and 0 <= args.test < 1 and args.val + args.test < 1):
         raise ConfigError(
@@ -150,7 +150,7 @@ def _import(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from mnv2det.commands.import_data import export_data
+    from mnv2det.importing.export_data import export_data
 
     lines = export_data(args.folder, args.out, name=args.format, link=args.link, workers=_workers(args))
     for line in lines:

@@ -10,8 +10,9 @@ import pytest
 from check_tools import picture, save
 from label_tools import boxes
 
-from mnv2det.commands.import_data import export_data, import_data
 from mnv2det.errors import DataError
+from mnv2det.importing.export_data import export_data
+from mnv2det.importing.import_data import import_data
 from mnv2det.labels.base import LabelFormat, LabelledPart, Part, Placer, Recognised, Tree, role_of
 from mnv2det.registry import DATASETS, LABELS
 

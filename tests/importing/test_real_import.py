@@ -10,7 +10,8 @@ from label_tools import assert_same_boxes, boxes
 from PIL import Image
 
 from mnv2det.check.run import check_data
-from mnv2det.commands.import_data import export_data, import_data
+from mnv2det.importing.export_data import export_data
+from mnv2det.importing.import_data import import_data
 from mnv2det.labels.recognise import recognise
 
 pytestmark = [pytest.mark.shared, pytest.mark.heavy]

@@ -11,11 +11,11 @@ from check_tools import picture, save
 from PIL import Image
 
 from mnv2det.cli import main
-from mnv2det.commands.data_config import DEFAULT, coverage, fit_levels, input_size, suggest_config
-from mnv2det.commands.import_data import CONFIG, import_data
 from mnv2det.config import Config, load_config
 from mnv2det.engine.build import check
 from mnv2det.errors import ConfigError
+from mnv2det.importing.data_config import DEFAULT, coverage, fit_levels, input_size, suggest_config
+from mnv2det.importing.import_data import CONFIG, import_data
 from mnv2det.labels.base import LabelledBox, LabelledPart, LabelledPicture
 
 

@@ -13,8 +13,8 @@ import pytest
 from check_tools import item, picture, save, xml
 from PIL import Image
 
-from mnv2det.commands.import_data import import_data
 from mnv2det.errors import ConfigError, DataError
+from mnv2det.importing.import_data import import_data
 
 SIZE = (24, 32)
 # what replaces a word of a text file

@@ -76,7 +76,7 @@ def suggest_config(
     speed: Speed = "balanced",
     weights: str | None = None,
 ) -> Suggestion:
-    """Makes the config of a data set that `mnv2det.commands.import_data.import_data` wrote.
+    """Makes the config of a data set that `mnv2det.importing.import_data.import_data` wrote.
 
     Args:
         parts: Its splits; the choices are made from the training pictures alone.

@@ -17,16 +17,16 @@ from mnv2det.check.findings import KINDS, Finding
 from mnv2det.check.folder import unlisted
 from mnv2det.check.run import Part, judge
 from mnv2det.check.split import Split
-from mnv2det.commands.data_config import Speed, Task, starts_with_detector, suggest_config
 from mnv2det.data.duplicates import Fingerprints
 from mnv2det.data.formats.records import Records
 from mnv2det.data.formats.voc import VocLists
 from mnv2det.errors import ConfigError, DataError, WeightsError
+from mnv2det.importing.data_config import Speed, Task, starts_with_detector, suggest_config
+from mnv2det.importing.split import group_pictures, split_groups
 from mnv2det.io import write_json
 from mnv2det.labels.base import LabelFormat, LabelledBox, LabelledPart, LabelledPicture, Placer, Recognised, Role
 from mnv2det.labels.mask_pairs import MaskPairs
 from mnv2det.labels.recognise import recognise
-from mnv2det.labels.split import group_pictures, split_groups
 from mnv2det.models.weight_file import read_header
 from mnv2det.registry import LABELS
 
@@ -124,13 +124,13 @@ def import_data(
     ]
     parts, findings = read_labels(source, recognised, workers)
     findings += unlisted([part.split for part in parts])
-    labelled, left_out = _label(parts, findings), _left_out(findings)
-    names, dropped = _classes(parts, labelled)
+    labelled, left_out = label_pictures(parts, findings), _left_out(findings)
+    names, dropped = box_classes(parts, labelled)
     if not any(labelled.values()):
         first = f", such as {left_out[0]['file']}: {left_out[0]['reason']}" if left_out else ""
         raise DataError(f"{source}: no picture is left to train on; {len(left_out)} problems{first}")
     written, drawn = _split(labelled, parts, {"train": 1 - val - test, "val": val, "test": test}, seed)
-    masks = _mask_names(parts)
+    masks = mask_classes(parts)
     counts = {role: _count(pictures) for role, pictures in written.items()}
     counts["source"] = {
         "pictures": sum(len(part.split.records.pictures) for part in parts),
@@ -153,61 +153,8 @@ def import_data(
         (draft / CONFIG).write_text(suggestion.text, "utf-8")
         write_json(draft / RECORD, record)
 
-    _write_whole(target, write)
+    write_whole(target, write)
     return result
-
-
-def export_data(
-    folder: str | os.PathLike[str],
-    target: str | os.PathLike[str],
-    *,
-    name: str,
-    link: bool = False,
-    workers: int = 1,
-) -> list[str]:
-    """Writes a data set in the format of another tool.
-
-    Args:
-        folder: What `import_data` wrote, or any folder that it reads.
-        target: New folder.
-        name: The label format.
-        link: Make hard links to the pictures instead of copies.
-        workers: Processes that read; 0 reads in this one.
-
-    Returns:
-        What could not be written, a line for each thing.
-
-    Raises:
-        ConfigError: There is no such format, it cannot hold what is to be written, or the target is not empty.
-        DataError: The folder cannot be read.
-    """
-    folder, target = Path(os.path.normpath(folder)), Path(os.path.normpath(target))
-    label_format: LabelFormat = LABELS.get(name, place="--format")()
-    _check_apart(folder, target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"-o {target}: exists and is not empty")
-    parts, findings = read_labels(folder, recognise(folder), workers)
-    labelled = _label(parts, findings)
-    names, _ = _classes(parts, labelled)
-    roles = {"all": "train"} if not labelled.get("train") else {}
-    mask_names = _mask_names(parts)
-    labels = any(kept[2].label for pictures in labelled.values() for kept in pictures)
-    contents = {
-        "boxes": (bool(names), label_format.boxes),
-        "masks of class ids": (bool(mask_names), label_format.masks),
-        "classes of whole pictures": (labels, label_format.labels),
-    }
-    lacking = [what for what, (has, can) in contents.items() if has and not can]
-    if lacking and not any(has and can for has, can in contents.values()):
-        raise ConfigError(f"--format {name}: cannot hold {lacking[0]}, which {folder} has")
-    written: list[LabelledPart] = []
-    for role, pictures in labelled.items():
-        part = LabelledPart(roles.get(role, role), [kept[2] for kept in pictures], names, mask_names)  # type: ignore[arg-type]
-        written.append(part)
-    lines = [f"{name} cannot hold {what}: left out" for what in lacking]
-    _write_whole(target, lambda draft: lines.extend(label_format.write(written, draft, Placer(link=link))))
-    errors = sum(finding.severity == "error" for finding in findings)
-    return lines + ([f"{errors} errors of the source were left out: mnv2det data check {folder}"] if errors else [])
 
 
 def read_labels(source: Path, recognised: Recognised, workers: int) -> tuple[list[Part], list[Finding]]:
@@ -231,7 +178,7 @@ def _name_masks(recognised: Recognised, names: Sequence[str]) -> None:
         part.format.mask_names = tuple(names)
 
 
-def _mask_names(parts: Sequence[Part]) -> list[str]:
+def mask_classes(parts: Sequence[Part]) -> list[str]:
     """Classes of the masks; empty where no picture has a mask of its own."""
     masked = [part for part in parts if any(picture.mask for picture in part.split.records.pictures)]
     if not masked:
@@ -277,7 +224,7 @@ def _done_before(source: Path, target: Path, options: Mapping[str, Any]) -> Impo
     Raises:
         ConfigError: The target holds something else, or it and the source lie in one another.
     """
-    _check_apart(source, target)
+    check_apart(source, target)
     if not target.exists():
         return None
     record = read_record(target)
@@ -292,7 +239,7 @@ def _done_before(source: Path, target: Path, options: Mapping[str, Any]) -> Impo
     return Imported(target, **{key: record[key] for key in RECORDED}, done_before=True)
 
 
-def _check_apart(source: Path, target: Path) -> None:
+def check_apart(source: Path, target: Path) -> None:
     """Refuses to write into what is read, or around it."""
     real, here = target.resolve(), source.resolve()
     if real == here or here in real.parents or real in here.parents:
@@ -311,7 +258,7 @@ def read_record(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
 Kept = tuple[int, int, LabelledPicture]  # number of the part, of the picture in it, and what is kept of it
 
 
-def _label(parts: Sequence[Part], findings: Sequence[Finding]) -> dict[str, list[Kept]]:
+def label_pictures(parts: Sequence[Part], findings: Sequence[Finding]) -> dict[str, list[Kept]]:
     """What is kept of every part, by its role."""
     labelled: dict[str, list[Kept]] = {}
     above = _common_folder(parts)
@@ -383,7 +330,7 @@ def _left_out(findings: Sequence[Finding]) -> list[dict[str, Any]]:
     ]
 
 
-def _classes(parts: Sequence[Part], labelled: Mapping[str, Sequence[Kept]]) -> tuple[list[str], list[str]]:
+def box_classes(parts: Sequence[Part], labelled: Mapping[str, Sequence[Kept]]) -> tuple[list[str], list[str]]:
     """The box classes that some picture has, in the order of the source's lists, and remarks on the others."""
     listed = dict.fromkeys(name for part in parts for name in part.split.records.classes.get("labels", []))
     used = {box.name for pictures in labelled.values() for *_, picture in pictures for box in picture.boxes}
@@ -466,7 +413,7 @@ def _count(pictures: Sequence[LabelledPicture]) -> dict[str, int]:
     return {"pictures": len(pictures), "boxes": sum(len(picture.boxes) for picture in pictures)}
 
 
-def _write_whole(target: Path, write: Callable[[Path], object]) -> None:
+def write_whole(target: Path, write: Callable[[Path], object]) -> None:
     """Writes a folder beside its place and moves it there when it is whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.parent / f".{target.name[:100]}.{os.getpid()}.part"

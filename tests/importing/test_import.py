@@ -15,8 +15,9 @@ from PIL import Image
 
 from mnv2det.check.run import check_data
 from mnv2det.cli import main
-from mnv2det.commands.import_data import RECORD, export_data, import_data
 from mnv2det.errors import ConfigError, DataError
+from mnv2det.importing.export_data import export_data
+from mnv2det.importing.import_data import RECORD, import_data
 from mnv2det.labels.recognise import recognise
 
 NAMES = ("background", "road", "tree")
