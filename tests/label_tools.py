@@ -18,10 +18,13 @@ def boxes(folder: Path) -> dict[str, list[tuple[str, list[float], bool]]]:
         records = part.format.read()
         for number, entry in enumerate(records.pictures):
             rows = np.flatnonzero(records.boxes.image == number)
-            result[os.path.splitext(os.path.basename(entry.file))[0]] = sorted(
+            found = [
                 (records.boxes.names[records.boxes.label[row]], records.boxes.corners[row].tolist(), bool(ignore))
                 for row, ignore in zip(rows, records.boxes.ignore[rows], strict=True)
-            )
+            ]
+            # by whole pixels: in some formats 346 comes back as 345.99999999
+            found.sort(key=lambda box: (box[0], [round(value) for value in box[1]]))
+            result[os.path.splitext(os.path.basename(entry.file))[0]] = found
     return result
 
 
