@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnv2det.data.masks import read_mask
-from mnv2det.errors import ConfigError
+from mnv2det.errors import ConfigError, DataError
 from mnv2det.io import evenly_spread
 from mnv2det.labels.base import LabelledPart
 from mnv2det.models.weight_file import read_header
@@ -87,11 +87,14 @@ def suggest_config(
 
     Raises:
         ConfigError: The data lacks what a task needs.
+        DataError: There is nothing to learn.
     """
     train = next(part for part in parts if part.role == "train")
     data = DataFacts(train, [part.role for part in parts], folder)
     has: dict[Task, bool] = {"det": data.boxed, "seg": data.masked, "cls": data.labelled}
     there = [task for task in has if has[task]]
+    if not there:
+        raise DataError(f"nothing to learn: none of {len(train.pictures)} training pictures has a box, mask or class")
     missing = next((task for task in tasks if task not in there), None)
     if missing:
         raise ConfigError(

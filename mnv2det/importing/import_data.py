@@ -322,6 +322,7 @@ def _left_out(findings: Sequence[Finding]) -> list[dict[str, Any]]:
             "kind": f.kind,
             "split": f.split,
             "file": f.file,
+            "image": f.image,
             "annotation": f.annotation,
             "reason": f.value + (f"; expected {f.expected}" if f.expected else ""),
         }

@@ -6,6 +6,8 @@ import json
 import os
 import random
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from PIL import Image
 
 from mnv2det.errors import ConfigError, DataError
 from mnv2det.importing.import_data import import_data
+from mnv2det.labels.base import LabelledBox, LabelledPart, LabelledPicture, Placer
+from mnv2det.registry import LABELS
 
 SIZE = (24, 32)
 # what replaces a word of a text file
@@ -57,7 +61,21 @@ def folders(folder: Path) -> None:
         save(folder / f"{'cat' if number % 2 else 'dog'}/{number}.jpg", picture(number, SIZE), quality=90)
 
 
-TOOLS = {"coco": coco, "voc": voc, "masks": masks, "folders": folders}
+def exported(name: str, folder: Path) -> None:
+    """Five pictures with a box each, as an export in this format leaves them."""
+    pictures = []
+    for number in range(1, 6):
+        file = folder.parent / "original" / f"{number}.jpg"
+        save(file, picture(number, SIZE), quality=90)
+        box = LabelledBox("cat" if number % 2 else "dog", (number, 3.0, 12.0 + number, 17.0), area=168.0)
+        pictures.append(LabelledPicture(file, file.name, SIZE, [box]))
+    LABELS.get(name)().write([LabelledPart("train", pictures, ["cat", "dog"])], folder, Placer())
+
+
+TOOLS: dict[str, Callable[[Path], None]] = {
+    **{"coco": coco, "voc": voc, "masks": masks, "folders": folders},
+    **{name: partial(exported, name) for name in ("yolo", "labelme", "csv")},
+}
 
 
 def spoil(rng: random.Random, path: Path) -> None:
@@ -106,7 +124,7 @@ def check_import(name: str, seed: int, folder: Path) -> str:
         assert not (folder / "data").exists()
         return message
     kept = {os.path.basename(path) for path in (folder / "data").rglob("*.jpg")}
-    listed = {entry["file"] for entry in result.left_out}
+    listed = {str(entry[key]) for entry in result.left_out for key in ("file", "image")}
     for file in pictures:
         stem = os.path.splitext(os.path.basename(file))[0]
         named = any(os.path.splitext(os.path.basename(other))[0] == stem for other in listed)
