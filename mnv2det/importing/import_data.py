@@ -1,4 +1,4 @@
-"""Bringing the pictures and labels of any labelling tool into a folder to train on (docs/data.md)."""
+"""Bringing the pictures and labels of any labelling tool into a folder to train on (docs/import.md)."""
 
 from __future__ import annotations
 
