@@ -67,6 +67,9 @@ def export_data(
         part = LabelledPart(roles.get(role, role), [kept[2] for kept in pictures], names, mask_names)  # type: ignore[arg-type]
         written.append(part)
     lines = [f"{name} cannot hold {what}: left out" for what in lacking]
+    outlines = sum(bool(box.runs) for part in written for picture in part.pictures for box in picture.boxes)
+    if outlines and label_format.boxes and not label_format.outlines:
+        lines.append(f"{outlines} outlines left out: {name} is written with boxes alone")
     write_whole(target, lambda draft: lines.extend(label_format.write(written, draft, Placer(link=link))))
     errors = sum(finding.severity == "error" for finding in findings)
     return lines + ([f"{errors} errors of the source were left out: mnv2det data check {folder}"] if errors else [])

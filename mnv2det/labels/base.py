@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -172,11 +173,10 @@ class Placer:
         """Places one file; folders are made as needed."""
         target.parent.mkdir(parents=True, exist_ok=True)
         if self.link and hasattr(os, "link"):
-            try:
+            # impossible between file systems, and on those without links
+            with contextlib.suppress(OSError):
                 os.link(os.path.realpath(source), target)
                 return
-            except OSError:
-                pass  # another file system, or one without links
         shutil.copyfile(source, target)
 
 
@@ -186,12 +186,14 @@ class LabelFormat(ABC):
     Attributes:
         expected: What a folder must hold to be recognised, for messages: "YOLO's txt files (...)".
         boxes, masks, labels: Whether it can hold boxes, masks of class ids, and classes of whole pictures.
+        outlines: Whether it writes the outlines of boxes that have one.
     """
 
     expected: ClassVar[str]
     boxes: ClassVar[bool] = True
     masks: ClassVar[bool] = False
     labels: ClassVar[bool] = False
+    outlines: ClassVar[bool] = False
 
     @abstractmethod
     def recognise(self, tree: Tree) -> Recognised | str:

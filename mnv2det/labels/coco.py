@@ -23,6 +23,7 @@ class CocoLabels(LabelFormat):
     """``annotations/train.json`` and ``val.json`` with pictures in ``images/``, or any other place for either."""
 
     expected = "COCO's json (images, annotations, categories)"
+    outlines = True
 
     def recognise(self, tree: Tree) -> Recognised | str:
         """See `LabelFormat.recognise`."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mnv2det.data.classes import class_list
-from mnv2det.data.formats.problems import quoted, shown
+from mnv2det.data.formats.problems import shown
 from mnv2det.data.formats.records import Picture, Records
 from mnv2det.errors import DataError
 from mnv2det.labels.base import Role, Tree, picture_size, role_of
@@ -149,21 +149,7 @@ def set_classes(records: Records, listed: Sequence[str] | None, names: Sequence[
     records.classes["labels"], issues = class_list(listed, names, where=records.where)
     if listed or names or needed:
         records.add_class_issues([issue for issue in issues if issue.kind != "class_unknown"], file)
-    unknown = {issue.name: issue for issue in issues if issue.kind == "class_unknown"}
-    for row, label in enumerate(boxes.label.tolist()) if unknown else ():
-        if (issue := unknown.get(boxes.names[label])) is not None:
-            records.add_problem(
-                "class_unknown",
-                records.box_file(row),
-                issue.what,
-                place=f"box {boxes.ids[row]}",
-                value=quoted(issue.name),
-                expected=issue.expected,
-                index=int(boxes.image[row]),
-                annotation=boxes.ids[row],
-                position=int(boxes.position[row]),
-                fatal=True,
-            )
+    records.add_unknown_classes(issues, "box")
 
 
 def free_name(name: str, taken: set[str]) -> str:

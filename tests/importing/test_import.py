@@ -261,6 +261,16 @@ def test_outlines_come_through_as_masks(tmp_path: Path):
     assert any(mask.any() for mask in masks.values())
 
 
+@pytest.mark.parametrize("name", ["yolo", "labelme", "voc", "csv"])
+def test_outlines_that_a_format_is_not_written_with_are_counted(tmp_path: Path, name: str):
+    source = Coco(tmp_path / "tool")
+    for entry in source.annotations:
+        x, y, width, height = entry["bbox"]
+        entry["segmentation"] = [[x, y, x + width, y, x, y + height]]
+    lines = export_data(source.write(), tmp_path / "out", name=name)
+    assert f"16 outlines left out: {name} is written with boxes alone" in lines
+
+
 def test_masks_of_class_ids_come_through(tmp_path: Path):
     source = Voc(tmp_path / "tool", masks=True)
     result = import_data(source.write(), tmp_path / "data")

@@ -237,6 +237,30 @@ class Records:
             value = quoted(issue.name) if issue.name else issue.what
             self.problems.append(Problem(issue.kind, issue.message, file, value, issue.expected, fatal=True))
 
+    def add_unknown_classes(self, issues: Iterable[ClassIssue], what: str) -> None:
+        """Reports every box whose class one of the issues says is unknown.
+
+        Args:
+            issues: What is wrong with the class list; only unknown classes matter here.
+            what: What messages call a box: ``object`` or ``box``.
+        """
+        unknown = {issue.name: issue for issue in issues if issue.kind == "class_unknown"}
+        boxes = self.boxes
+        for row, label in enumerate(boxes.label.tolist()) if unknown else ():
+            if (issue := unknown.get(boxes.names[label])) is not None:
+                self.add_problem(
+                    "class_unknown",
+                    self.box_file(row),
+                    issue.what,
+                    place=f"{what} {boxes.ids[row]}",
+                    value=quoted(issue.name),
+                    expected=issue.expected,
+                    index=int(boxes.image[row]),
+                    annotation=boxes.ids[row],
+                    position=int(boxes.position[row]),
+                    fatal=True,
+                )
+
     def path(self, below: str) -> Path:
         """A file of a picture."""
         return self.folder / below

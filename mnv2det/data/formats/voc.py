@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from defusedxml.ElementTree import tostring
 from tqdm import tqdm
 
-from mnv2det.data.classes import ClassIssue, class_list, mask_list
+from mnv2det.data.classes import class_list, mask_list
 from mnv2det.data.formats.base import Format
 from mnv2det.data.formats.cleaning import Cleaning, copy_file, copy_pictures, copy_place
 from mnv2det.data.formats.problems import quoted, shown
@@ -220,28 +220,10 @@ class VocLists(Format):
             names = sorted({boxes.names[label] for label in boxes.label[kept].tolist()})
             records.classes["labels"], issues = class_list(names, self.names, where=self.where)
             records.add_class_issues([issue for issue in issues if issue.kind != "class_unknown"], source)
-            self._report_unknown(records, {issue.name: issue for issue in issues if issue.kind == "class_unknown"})
+            records.add_unknown_classes(issues, "object")
         if any(images.masks for images in self.lists) and self.mask_names is not None:
             records.classes["mask"], issues = mask_list(self.mask_names, None, where=f"{self.where}: masks")
             records.add_class_issues(issues, source)
-
-    def _report_unknown(self, records: Records, unknown: dict[str, ClassIssue]) -> None:
-        """Reports the boxes of classes that the class list lacks."""
-        boxes = records.boxes
-        for row, label in enumerate(boxes.label.tolist()) if unknown else ():
-            if (issue := unknown.get(boxes.names[label])) is not None:
-                records.add_problem(
-                    "class_unknown",
-                    records.box_file(row),
-                    issue.what,
-                    place=f"object {boxes.ids[row]}",
-                    value=quoted(issue.name),
-                    expected=issue.expected,
-                    index=int(boxes.image[row]),
-                    annotation=boxes.ids[row],
-                    position=int(boxes.position[row]),
-                    fatal=True,
-                )
 
     def write_clean(self, records: Records, cleaning: Cleaning, root: Path, target: Path) -> None:
         """Writes the xml files and lists without what is left out, and copies pictures and masks."""
