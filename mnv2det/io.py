@@ -7,6 +7,7 @@ import importlib
 import json
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO, TypeVar
 from mnv2det.errors import ConfigError, DataError
 
 T = TypeVar("T")
+CONFIG = "config.yaml"  # the config in a run folder, and in a folder of imported data
 
 
 class RunFolder:
@@ -34,7 +36,7 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.config = self.path / "config.yaml"
+        self.config = self.path / CONFIG
         self.best = self.path / "best.safetensors"
         self.checkpoint = self.path / "last.pt"
         self.metrics = self.path / "metrics.jsonl"
@@ -66,7 +68,7 @@ class RunFolder:
             ConfigError: It is not.
         """
         if not self.exists:
-            raise ConfigError(f"{self}: not a run folder (no config.yaml in it)")
+            raise ConfigError(f"{self}: not a run folder (no {CONFIG} in it)")
 
 
 def config_file(source: str | os.PathLike[str]) -> Path:
@@ -154,6 +156,11 @@ def _finite(data: Any) -> Any:
 def cores() -> int:
     """The number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_watched() -> bool:
+    """Whether stderr is a terminal, where a progress bar is seen; programs without a console have no stderr at all."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def import_optional(module: str, extra: str) -> Any:

@@ -16,6 +16,15 @@ from pydantic import Field
 from mnv2det.errors import ConfigError
 from mnv2det.ranges import NonNegativeFloat, NonNegativeInt, OpenShare, PositiveFloat, PositiveInt, Share, convert
 
+TORCHVISION = "torchvision:"  # what the names of torchvision's weights begin with
+NAMED_WEIGHTS = {"imagenet": TORCHVISION + "IMAGENET1K_V1"}
+
+
+def is_download(weights: str) -> bool:
+    """Whether initial weights are named, so that they are downloaded, and are no file or folder."""
+    return weights in NAMED_WEIGHTS or weights.startswith(TORCHVISION)
+
+
 # How pictures come to the input size; see `mnv2det.structures.Preprocess`.
 Fit = Literal["stretch", "letterbox", "pad", "crop"]
 
@@ -69,8 +78,8 @@ class ModelConfig:
         std: Of R, G and B, in the same units; null takes what the weights were trained with, else 0.5.
         fit: How pictures are brought to the input size; null takes what the weights were trained with,
             else ``stretch``.
-        weights: A safetensors file, a run folder, which means its best weights, or
-            ``torchvision:IMAGENET1K_V1``; null starts from random ones.
+        weights: A safetensors file, a run folder, which means its best weights, or ``imagenet``, which downloads
+            torchvision's (``torchvision:IMAGENET1K_V1``; ``_V2`` are others); null starts from random ones.
         freeze: Backbone layer up to which weights and batch-norm statistics stay fixed
             (``stem``, ``block3`` ...); null trains everything.
     """

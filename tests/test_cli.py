@@ -7,8 +7,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from tiny import TINY
 
 from mnv2det.cli import main
+from mnv2det.cli.train import run_name
+from mnv2det.commands.evaluate import evaluate_source
+from mnv2det.config import load_config
+from mnv2det.engine.trainer import train
 
 VERBS = ("train", "eval", "predict", "export", "bench", "config", "import-weights", "grid", "paper", "data")
 
@@ -322,6 +327,40 @@ def test_streams_that_are_none_are_no_error(root: Path, monkeypatch):
     assert main(["config", str(root / "configs/ssdlite_bccd.yaml")]) == 0
     monkeypatch.setattr(sys, "stderr", None)
     assert main(["config", str(root / "configs/none.yaml")]) == 2
+
+
+@pytest.mark.training
+def test_a_program_without_a_console_trains_and_measures(run: Path, tmp_path: Path, monkeypatch):
+    """As pythonw and services run it: all streams are None."""
+    config = load_config(run / "config.yaml", ["train.steps=1", "optim.warmup_steps=0", "data.workers=0"])
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert train(config, tmp_path / "new")["steps"] == 1
+    assert evaluate_source(tmp_path / "new")["images"] > 0
+
+
+@pytest.mark.training
+def test_a_run_finds_its_data_from_everywhere(root: Path, tmp_path: Path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = load_config(root / "configs/ssdlite_shapes.yaml", [*TINY, "train.steps=3", "data.root=data"])
+    train(config, "run")
+    assert load_config(tmp_path / "run/config.yaml").data.root == str(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ("configs/ssdlite_bccd.yaml", "ssdlite_bccd"),
+        ("ssdlite_bccd", "ssdlite_bccd"),
+        ("data/photos", "photos"),
+        ("data/photos/", "photos"),
+        ("data/photos.v2", "photos.v2"),
+        ("data/photos.v2/config.yaml", "photos.v2"),
+    ],
+)
+def test_a_run_is_called_like_its_config_or_its_data(config: str, name: str):
+    assert run_name(config) == name
 
 
 def test_a_warm_up_longer_than_the_run_is_refused_before_training(root: Path, tmp_path: Path, capsys):

@@ -22,6 +22,7 @@ from mnv2det.models.model import Model
 from mnv2det.ops.boxes import area, intersection
 from mnv2det.ops.geometry import place
 from mnv2det.registry import HEADS
+from mnv2det.schema import is_download
 from mnv2det.structures import Preprocess
 
 BLOCK = 2**23  # pairs of box and anchor compared at once
@@ -125,7 +126,7 @@ def config_detector(
     # a file says how pictures come to the input, and may say which anchors there are; others do not
     stated = config.model.weights
     weights = stated if stated and os.path.exists(os.path.expanduser(stated)) else None
-    if config.model.weights and weights is None and not config.model.weights.startswith("torchvision:"):
+    if config.model.weights and weights is None and not is_download(config.model.weights):
         remarks.append(f"{config.model.weights}: not there; anchors are those of the config alone")
     shape = list(size) if size else config.model.input_size
     detectors = {name: part for name, part in config.tasks.items() if HEADS.get(part.head.name).target_key == "labels"}

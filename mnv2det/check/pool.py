@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from tqdm import tqdm
 
 from mnv2det.errors import DataError
+from mnv2det.io import is_watched
 
 Job = TypeVar("Job")
 Done = TypeVar("Done")
@@ -60,7 +61,7 @@ def parallel(
         return [work(job) for job in jobs]
     results: list[Any] = [None] * len(jobs)
     waiting = deque(list(range(first, min(first + GROUP, len(jobs)))) for first in range(0, len(jobs), GROUP))
-    with tqdm(total=len(jobs), desc=desc, unit=unit, leave=False, disable=None) as bar:
+    with tqdm(total=len(jobs), desc=desc, unit=unit, leave=False, disable=not is_watched()) as bar:
 
         def keep(group: list[int], done: list[Any]) -> None:
             for index, result in zip(group, done, strict=True):

@@ -83,7 +83,9 @@ def _add_import(verbs: Any) -> None:
         "--mask-names", metavar="LIST", help="classes of masks in the order of their ids, as in background,road,sky"
     )
     verb.add_argument(
-        "--weights", metavar="FILE", help="weights that training starts from (default: those in weights/, if any)"
+        "--weights",
+        metavar="FILE",
+        help="weights that training starts from; imagenet downloads ImageNet's (default: those in weights/, if any)",
     )
     verb.add_argument(
         "--tasks", metavar="LIST",
@@ -92,6 +94,9 @@ def _add_import(verbs: Any) -> None:
     aim = verb.add_mutually_exclusive_group()
     aim.add_argument("--fast", action="store_true", help="a config with a smaller input and a shorter training")
     aim.add_argument("--accurate", action="store_true", help="a config with a larger input and a longer training")
+    verb.add_argument(
+        "--no-estimate", action="store_true", help="do not time training steps to say how long a training takes"
+    )
     how = verb.add_mutually_exclusive_group()
     how.add_argument("--copy", action="store_true", help="copy the pictures (the default)")
     how.add_argument("--link", action="store_true", help="make hard links to them where the file system can")
@@ -126,6 +131,7 @@ def _import(args: argparse.Namespace) -> int:
         mask_names=[name.strip() for name in args.mask_names.split(",")] if args.mask_names else None,
         weights=args.weights,
         tasks=_tasks(args.tasks),
+        estimate=not args.no_estimate,
         speed="fast" if args.fast else "accurate" if args.accurate else "balanced",
         workers=_workers(args),
     )

@@ -20,7 +20,7 @@ from mnv2det.cli.common import (
 )
 from mnv2det.config import Config, check_warmup, data_root, load_config, to_yaml
 from mnv2det.errors import ConfigError, Mnv2detError
-from mnv2det.io import RunFolder, config_file
+from mnv2det.io import CONFIG, RunFolder, config_file
 
 STOPPING = """Ctrl-C, SIGTERM and SIGUSR1 finish the step, save and exit with 130; once more, a second later, ends it at
 once. Other exit codes: 0 done, 1 failed (a non-finite loss, a full disk, a dead process), 2 your mistake."""
@@ -37,7 +37,7 @@ def add(verbs: Any) -> None:
         help="a YAML, the name of one of configs/, or a folder that data import wrote (not with --resume)",
     )
     add_overrides(verb)
-    verb.add_argument("--out", metavar="DIR", help="run folder (default: runs/NAME_OF_CONFIG)")
+    verb.add_argument("--out", metavar="DIR", help="run folder (default: runs/NAME of the config or imported folder)")
     verb.add_argument(
         "--resume",
         metavar="RUN",
@@ -84,7 +84,7 @@ def _train(args: argparse.Namespace) -> int:
         raise ConfigError("--resume RUN goes alone: the run folder holds its config")
     if not args.resume and not args.config:
         raise ConfigError("train needs a config, or --resume RUN")
-    run = RunFolder(args.resume or args.out or Path("runs") / Path(args.config).stem)
+    run = RunFolder(args.resume or args.out or Path("runs") / run_name(args.config))
     if args.resume:
         run.check_begun()
     config = load_config(run.config if args.resume else config_file(args.config), args.overrides)
@@ -107,6 +107,14 @@ def _train(args: argparse.Namespace) -> int:
     print(f"{summary['steps']} steps, {summary['seconds'] / 60:.1f} minutes of training; run folder: {run}")
     write_json_file(args, summary)
     return 0
+
+
+def run_name(config: str) -> str:
+    """The name of the config, or of the imported folder that it lies in."""
+    path = Path(os.path.abspath(config))
+    if path.name == CONFIG:
+        return path.parent.name
+    return path.stem if path.suffix in (".yaml", ".yml") else path.name
 
 
 def _check_paths(config: Config, run: RunFolder, resume: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -25,7 +24,7 @@ from mnv2det.commands.export import (
 from mnv2det.commands.measure import PRECISIONS, WARM_UP, Row, Settings, ask, child_process
 from mnv2det.errors import ConfigError, near
 from mnv2det.export.program import ExportMetadata, ExportProgram
-from mnv2det.io import cores
+from mnv2det.io import cores, is_watched
 from mnv2det.models.build import from_file, weights_of
 from mnv2det.models.depthwise import has_bf16_kernels
 from mnv2det.registry import component_modules
@@ -97,7 +96,7 @@ def bench(
         for child in children:
             ask(child, "load")  # so that none of them is timed while another still loads
         turns = [(row, child) for _ in range(rounds) for row, child in zip(rows, children, strict=True)]
-        for number, (row, child) in enumerate(tqdm(turns, desc="timing", leave=False, disable=not sys.stderr.isatty())):
+        for number, (row, child) in enumerate(tqdm(turns, desc="timing", leave=False, disable=not is_watched())):
             times, row.memory = ask(child, "time", encoded, repeats, WARM_UP if number < len(rows) else 2)
             for part, seconds in times.items():
                 row.seconds.setdefault(part, []).extend(seconds)

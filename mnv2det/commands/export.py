@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from mnv2det.data.images import list_images, read_image
 from mnv2det.engine.build import build_dataset
 from mnv2det.errors import ConfigError, DataError, Mnv2detError, WeightsError
 from mnv2det.export.program import ExportMetadata, ExportProgram, Form
-from mnv2det.io import RunFolder, config_file, evenly_spread
+from mnv2det.io import RunFolder, config_file, evenly_spread, is_watched
 from mnv2det.models.build import from_file, weights_of
 from mnv2det.runtime.base import runtimes, writer
 from mnv2det.runtime.predictor import Predictor
@@ -216,7 +215,7 @@ def _not_empty(pictures: Iterator[Pixels], where: str, problems: Sequence[str] =
 
 
 def _readable(files: Sequence[Path], problems: list[str]) -> Iterator[Pixels]:
-    for file in tqdm(files, desc="reading", unit="image", leave=False, disable=not sys.stderr.isatty()):
+    for file in tqdm(files, desc="reading", unit="image", leave=False, disable=not is_watched()):
         try:
             yield read_image(file)
         except DataError as error:

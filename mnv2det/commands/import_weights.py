@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mnv2det.convert.ncnn.layers import is_ncnn
 from mnv2det.convert.tflite.reader import is_tflite
 from mnv2det.errors import ConfigError, WeightsError
-from mnv2det.io import evenly_spread
+from mnv2det.io import evenly_spread, is_watched
+from mnv2det.schema import is_download
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 BATCH = 8
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # tensors that are no parameters
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # first bytes of a file of torch.save, today and before version 1.6
-PREFIX = "torchvision:"  # models.torchvision_weights.TORCHVISION, whose module imports torch
 
 
 class WeightFormat(NamedTuple):
@@ -67,7 +67,7 @@ def _is_ncnn(source: str, start: bytes) -> bool:
 
 def _is_state_dict(source: str, start: bytes) -> bool:
     # a safetensors file begins with the length of its header, which may look like a pickle
-    return source.startswith(PREFIX) or (start.startswith((ZIP, PICKLE)) and not _is_safetensors(start))
+    return is_download(source) or (start.startswith((ZIP, PICKLE)) and not _is_safetensors(start))
 
 
 def _is_safetensors(start: bytes) -> bool:
@@ -93,9 +93,9 @@ def import_weights(
     """Converts foreign weights and writes them as one of our files.
 
     Args:
-        source: ``torchvision:NAME``, or a file of one of `FORMATS`, which are told apart by their first bytes: a TFLite
-            classifier or Mobile DeepLabv3, an ncnn SSDLite (its .param, with the .bin beside it), or a state dict of
-            torchvision's ``mobilenet_v2``.
+        source: A name as in ``model.weights``, or a file of one of `FORMATS`, which are told apart by their first
+            bytes: a TFLite classifier or Mobile DeepLabv3, an ncnn SSDLite (its .param, with the .bin beside it), or a
+            state dict of torchvision's ``mobilenet_v2``.
         output: The safetensors file; its folder is made if it does not exist.
         labels: Text file with one class name per line.
         images: For TFLite and ncnn: a folder of photographs from which batch norm is re-estimated. Without it the
@@ -158,7 +158,7 @@ def import_weights(
 def _recognise(source: str) -> WeightFormat:
     """The format of a source."""
     start = b""
-    if not source.startswith(PREFIX):
+    if not is_download(source):
         try:
             with open(source, "rb") as file:
                 start = file.read(16)
@@ -211,7 +211,7 @@ def _batches(model: Model, paths: Sequence[Path], *, progress: bool) -> Iterator
     from mnv2det.data.images import read_image
 
     height, width = model.preprocess.input_size
-    with tqdm(total=len(paths), desc="batch norm", unit="image", disable=not progress) as bar:
+    with tqdm(total=len(paths), desc="batch norm", unit="image", disable=not (progress and is_watched())) as bar:
         for start in range(0, len(paths), BATCH):
             batch = paths[start : start + BATCH]
             # where pictures may not be scaled, as much of a larger one as the input shows

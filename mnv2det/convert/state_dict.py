@@ -12,8 +12,9 @@ from torch import Tensor
 from mnv2det.convert.labels import read_labels
 from mnv2det.errors import WeightsError
 from mnv2det.models.loading import open_weights
-from mnv2det.models.torchvision_weights import TORCHVISION, convert_torchvision
+from mnv2det.models.torchvision_weights import convert_torchvision
 from mnv2det.models.weight_file import Header
+from mnv2det.schema import is_download
 
 WRAPPERS = ("model", "state_dict")  # keys under which training scripts keep the state dict
 
@@ -24,7 +25,7 @@ def convert_state_dict(
     """Reads a MobileNetV2 with or without classifier, of any width and floating-point type.
 
     Args:
-        source: A file of torch.save, or ``torchvision:NAME``.
+        source: A file of torch.save, or a name as in ``model.weights``.
         labels: Text file of class names, see `read_labels`.
 
     Returns:
@@ -34,7 +35,7 @@ def convert_state_dict(
         WeightsError: The file is damaged or holds another network, or has no classifier to name the classes of.
     """
     where = str(source)
-    if where.startswith(TORCHVISION):
+    if is_download(where):
         tensors, header = open_weights(where)
     else:
         try:

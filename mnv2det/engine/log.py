@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mnv2det.io import RunFolder, to_json, write_atomically
+from mnv2det.io import RunFolder, is_watched, to_json, write_atomically
 
 
 class RunLog:
@@ -37,17 +37,17 @@ class RunLog:
 
     def say(self, message: str) -> None:
         """Prints a line above the progress bar."""
-        if self.active:
+        if self.active and sys.stderr is not None:
             tqdm.write(message, file=sys.stderr)
 
 
 def progress_bar(total: int, start: int, *, active: bool) -> tqdm[Any]:
     """Shows the steps done and the time left; redrawn every 20 seconds only where stderr is no terminal."""
-    watched = sys.stderr.isatty()
+    watched = is_watched()
     return tqdm(
         total=total,
         initial=start,
-        disable=not active,
+        disable=not active or sys.stderr is None,
         unit="step",
         dynamic_ncols=True,
         mininterval=0.2 if watched else 20,

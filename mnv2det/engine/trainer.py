@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import threading
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mnv2det.config import Config, check_warmup, to_dict, to_yaml
+from mnv2det.config import Config, check_warmup, data_root, to_dict, to_yaml
 from mnv2det.data.loader import ResumableSampler, train_loader
 from mnv2det.engine.build import (
     build_augmentation,
@@ -76,6 +77,10 @@ def train(
         Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the checkpoint was saved.
     """
     folder = RunFolder(run)
+    if config.data.root:
+        # what reads the run folder later may be started elsewhere
+        root = str(data_root(config).absolute())
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=root))
     with processes(device) as group, stop_requests() as stop:
         group.run_on_all(lambda: check(config))
         # only the torchrun whose process failed counts a restart, and the first process may be another's

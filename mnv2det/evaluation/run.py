@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
 from mnv2det.evaluation.evaluator import Evaluator
+from mnv2det.io import is_watched
 from mnv2det.structures import Batch, Result
 
 Predict = Callable[[Batch], Mapping[str, Sequence[Result]]]
@@ -39,7 +39,7 @@ def evaluate(
     for evaluator in evaluators.values():
         evaluator.records = {}
     skipped = 0
-    hidden = progress is None or not sys.stderr.isatty()
+    hidden = progress is None or not is_watched()
     for batch in tqdm(batches, desc=progress, unit="batch", leave=False, disable=hidden):
         skipped += len(batch.skipped)
         if not batch.image_ids:

@@ -10,18 +10,18 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mnv2det.data.masks import read_mask
+from mnv2det.engine.estimate import TIMED
 from mnv2det.errors import ConfigError, DataError
+from mnv2det.importing.fit_anchors import DEFAULT, FINE, FINEST, coverage, fit_levels, smallest_side
 from mnv2det.io import evenly_spread
 from mnv2det.labels.base import LabelledPart
 from mnv2det.models.weight_file import read_header
-from mnv2det.ops.anchors import Shape, level_shapes
-from mnv2det.registry import HEADS
 
 Speed = Literal["fast", "balanced", "accurate"]
 Task = Literal["det", "seg", "cls"]
@@ -31,13 +31,12 @@ NEEDS = {"det": "a box", "seg": "a mask or outline", "cls": "a class of its own"
 SIDES: dict[Speed, int] = {"fast": 256, "balanced": 320, "accurate": 416}
 LENGTHS: dict[Speed, float] = {"fast": 0.6, "balanced": 1.0, "accurate": 2.0}
 GROWN = 1.5  # at most so many times more for small objects
+PASSES = "passes over the training pictures"
 MULTIPLE = 32  # of input sides: the backbone's coarsest stride
 SMALLEST = 14.0  # pixels that the median object of the smallest class should have in the input
-FINE = 40.0  # pixels: a tenth of the objects, or half of a class, below it needs a level of stride 8
-PER_LEVEL = 3  # anchors of a level, on average
-NATURAL = 3.5  # an anchor's side, in strides of the level it suits best
-ENLARGED = 1.35  # what training's crops make of an object, beside its own size
 SEEN = 6000  # pictures seen in training, where there are 200; it grows with the root of their number
+FROM_DETECTOR = 0.55  # of the steps: a head that finds objects already has less to learn
+ENLARGED_DETECTOR = 1.25  # of the input's sides: what that saves is spent on pixels
 SEEN_MASKS = 5200  # the same of masks
 FEW = 2000  # pictures up to which the first blocks of trained weights stay as they are
 ENLARGED_MASKS = 1.5  # at most so many times the pictures' own size, for masks
@@ -59,13 +58,11 @@ class Suggestion:
     text: str
     lines: list[str] = field(default_factory=list)
 
-
-class Levels(NamedTuple):
-    """A detector's levels: taps of the backbone, channels of those behind it, and anchors (scale, ratio) of each."""
-
-    taps: list[str]
-    extras: list[int]
-    anchors: list[list[Shape]]
+    def add_minutes(self, minutes: float) -> None:
+        """States how long the training will take on this machine."""
+        about = f"about {max(1, round(minutes))} minutes"
+        self.text = self.text.replace(PASSES, f"{PASSES}; {about} on the machine that imported them", 1)
+        self.lines.append(f"{about} of training on this machine, from {TIMED} timed steps")
 
 
 def suggest_config(
@@ -74,7 +71,7 @@ def suggest_config(
     *,
     tasks: Sequence[Task] = (),
     speed: Speed = "balanced",
-    weights: str | None = None,
+    start: Start | None = None,
 ) -> Suggestion:
     """Makes the config of a data set that `mnv2det.importing.import_data.import_data` wrote.
 
@@ -83,7 +80,7 @@ def suggest_config(
         folder: Where it lies.
         tasks: What to learn; empty takes boxes where there are any, else masks, else classes of pictures.
         speed: Towards a small and quickly trained model, or a better one.
-        weights: Weights to start from; None starts from random ones, and says so.
+        start: Weights to start from; None starts from random ones, and says so.
 
     Raises:
         ConfigError: The data lacks what a task needs.
@@ -100,12 +97,25 @@ def suggest_config(
         raise ConfigError(
             f"--tasks {missing}: the data has {NEEDS[missing]} on no picture; it can be {', '.join(there)}"
         )
-    chosen = tuple(tasks) or tuple(there[:1])
+    chosen, start = tuple(tasks) or tuple(there[:1]), start or Start()
     if chosen == ("cls",):
-        return _classification(data, speed, weights)
+        return _classification(data, speed, start.weights)
     if chosen == ("seg",):
-        return _segmentation(data, speed, weights)
-    return _detection(data, speed, weights, masks="seg" in chosen)
+        return _segmentation(data, speed, start.weights)
+    return _detection(data, speed, start, masks="seg" in chosen)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights to start from: a file, or a name as in ``model.weights``.
+
+    Attributes:
+        weights: For a backbone.
+        detector: A file with a detector, which starts with its head as well where its levels suit the objects.
+    """
+
+    weights: str | None = None
+    detector: str | None = None
 
 
 class DataFacts:
@@ -156,7 +166,7 @@ class DataFacts:
         return "flip: 0.5}}   # mirrored half of the time; set 0 if left and right matter"
 
 
-def _detection(data: DataFacts, speed: Speed, weights: str | None, *, masks: bool) -> Suggestion:
+def _detection(data: DataFacts, speed: Speed, start: Start, *, masks: bool) -> Suggestion:
     train = data.train
     names = [box.name for _, box in data.pairs]
     sizes = np.array([picture.size for picture, _ in data.pairs], np.float64)
@@ -165,13 +175,28 @@ def _detection(data: DataFacts, speed: Speed, weights: str | None, *, masks: boo
     root = np.sqrt(shares.prod(axis=1))
     medians = {name: float(np.median(root[[other == name for other in names]])) for name in set(names)}
     smallest = min(sorted(medians), key=medians.__getitem__)
-    size = input_size([picture.size for picture in train.pictures], speed, medians[smallest])
+    pictures = [picture.size for picture in train.pictures]
+    weights, detector, refused = start.weights, start.detector, []
+    if detector is not None:
+        size = input_size(pictures, speed, medians[smallest], ENLARGED_DETECTOR)
+        finest = min(int(tap.rpartition("/")[2]) for tap in (detector_args(detector) or {})["taps"])
+        side = smallest_side(shares * np.array(size[::-1]), names)
+        if side < FINE and finest > FINEST:
+            refused = [
+                f"not started from the detector {detector}: objects of {side:.0f} pixels, such as '{smallest}', need a"
+                f" level of stride {FINEST}, and its finest is {finest}"
+            ]
+            detector = None
+    if detector is None:
+        size = input_size(pictures, speed, medians[smallest])
     pixels = medians[smallest] * math.prod(size) ** 0.5
     boxes = shares * np.array(size[::-1])
     lines = [f"input {size[0]}x{size[1]}: the median '{smallest}', the smallest class, has {pixels:.0f} pixels in it"]
-    if weights is not None and starts_with_detector(weights):
+    if detector is not None:
+        weights, rate = detector, 0.01
         head = ["# levels and anchors are those of the detector that training starts from"]
     else:
+        rate = 0.025
         levels = fit_levels(boxes, names, size)
         before, after = coverage(DEFAULT, boxes, size), coverage(levels, boxes, size)
         head = [
@@ -183,8 +208,8 @@ def _detection(data: DataFacts, speed: Speed, weights: str | None, *, masks: boo
             *(f"  - {[list(shape) for shape in level]}" for level in levels.anchors),
         ]
         lines.append(f"anchors: {after:.1%} of the boxes have one of IoU 0.5; {before:.1%} with the published ones")
-    steps, epochs = _length(len(train.pictures), speed)
-    lines.append(_training_line(steps, epochs, len(train.pictures)))
+    steps, epochs = _length(len(train.pictures), speed, SEEN * (FROM_DETECTOR if detector else 1))
+    lines += [*refused, _start_line(weights, detector), _training_line(steps, epochs, len(train.pictures))]
     indent = "\n        "
     backbone = "\n  backbone: {name: mobilenet_v2, args: {output_stride: 16}}   # for the masks" if masks else ""
     segmenter = "\n  seg: {head: {name: mobile_deeplab}, evaluator: {name: miou}}" if masks else ""
@@ -205,7 +230,7 @@ data:
   root: {_quoted(data.folder)}
 {data.sets(boxes=True, masks=masks)}
   augment: {{name: ssd, args: {{crop: 0.5, area: [0.3, 1.0], {data.flip(train.names)}
-{_training(steps, epochs, "sgd, args: {lr: 0.025, momentum: 0.9, weight_decay: 4.0e-5}", "cosine")}"""
+{_training(steps, epochs, f"sgd, args: {{lr: {rate}, momentum: 0.9, weight_decay: 4.0e-5}}", "cosine")}"""
     return Suggestion(text, lines)
 
 
@@ -225,7 +250,7 @@ def _segmentation(data: DataFacts, speed: Speed, weights: str | None) -> Suggest
     absent = [name for name, share in zip(data.mask_names, frequency, strict=True) if share == 0]
     lines = [f"input {size[0]}x{size[1]}: the pictures' median size times {factor:.2g}"]
     lines += [f"no pixel of train is of '{name}'" for name in absent]
-    lines.append(_training_line(steps, epochs, len(train.pictures)))
+    lines += [_start_line(weights), _training_line(steps, epochs, len(train.pictures))]
     text = f"""\
 {_heading("segmenter", data)}
 model:
@@ -271,7 +296,7 @@ data:
   val: {{name: imagefolder, args: {{images: {data.val}}}}}
   augment: {{name: inception, args: {{area: [0.3, 1.0], {data.flip(names)}
 {_training(steps, epochs, "sgd, args: {lr: 0.02, momentum: 0.9, weight_decay: 4.0e-5}", "cosine")}"""
-    return Suggestion(text, [f"input {side}x{side}", _training_line(steps, epochs, count)])
+    return Suggestion(text, [f"input {side}x{side}", _start_line(weights), _training_line(steps, epochs, count)])
 
 
 def _heading(what: str, data: DataFacts) -> str:
@@ -287,8 +312,8 @@ def _heading(what: str, data: DataFacts) -> str:
 def _weights(weights: str | None, count: int) -> str:
     if weights is None:
         return (
-            "  # Random weights. Begin with trained ones if you can, a detector's or those of ImageNet: with a few\n"
-            "  # hundred pictures nothing else gains as much (mnv2det data import --weights FILE; docs/weights.md).\n"
+            "  # Random weights: on a few hundred pictures little is learned from them. Write imagenet (a download of\n"
+            "  # 14 MB), or better a detector's file (docs/weights.md); nothing else gains as much.\n"
             "  weights: null"
         )
     frozen = "\n  freeze: block3                         # hardly changes on so few pictures; saves half of the time"
@@ -307,7 +332,8 @@ optim:
 {factor}  warmup_steps: {max(1, min(steps // 10, 100))}
   clip_norm: 10
 train:
-  steps: {steps}                                      # {epochs:.0f} passes over the training pictures
+  # {epochs:.0f} {PASSES}
+  steps: {steps}
   amp: bf16
   channels_last: true
   ema_decay: {1 - 1 / max(10.0, 0.45 * steps):.4f}                      # averages about the last half of the steps
@@ -315,10 +341,21 @@ train:
 """
 
 
-def _length(count: int, speed: Speed, seen: int = SEEN) -> tuple[int, float]:
+def _length(count: int, speed: Speed, seen: float = SEEN) -> tuple[int, float]:
     """Steps, and passes over so many pictures."""
     steps = max(40, round(seen * LENGTHS[speed] * math.sqrt(count / 200) / BATCH / 10) * 10)
     return steps, steps * BATCH / count
+
+
+def _start_line(weights: str | None, detector: str | None = None) -> str:
+    if detector is not None:
+        return f"starts from the detector {detector}: with few pictures nothing else gains as much"
+    if weights is not None:
+        return f"starts from {weights}"
+    return (
+        "starts from random weights, from which few pictures teach little: --weights imagenet downloads trained ones"
+        " (14 MB), and a detector's are better still (docs/weights.md)"
+    )
 
 
 def _training_line(steps: int, epochs: float, count: int) -> str:
@@ -330,12 +367,12 @@ def _quoted(text: object) -> str:
     return json.dumps(str(text), ensure_ascii=False)
 
 
-def starts_with_detector(weights: str) -> bool:
-    """Whether a weight file holds a detector, whose architecture and anchors go on to be used."""
+def detector_args(weights: str) -> dict[str, Any] | None:
+    """Arguments of the SSDLite head in a weight file; None where it has none, or is a name and no file."""
     if not os.path.isfile(weights):
-        return False
-    header = read_header(weights)
-    return any(HEADS.get(head["name"]).target_key == "labels" for head in header.heads.values())
+        return None
+    heads = read_header(weights).heads.values()
+    return next((head["args"] for head in heads if head["name"] == "ssdlite"), None)
 
 
 def mask_shares(data: DataFacts) -> NDArray[np.float64]:
@@ -354,98 +391,20 @@ def mask_shares(data: DataFacts) -> NDArray[np.float64]:
     return shares
 
 
-def input_size(pictures: Sequence[tuple[int, int]], speed: Speed, smallest: float) -> tuple[int, int]:
+def input_size(
+    pictures: Sequence[tuple[int, int]], speed: Speed, smallest: float, factor: float = 1.0
+) -> tuple[int, int]:
     """(H, W) of the input: the median shape of the pictures, and enough pixels for the smallest class.
 
     Args:
         pictures: (H, W) of each.
         speed: See `suggest_config`.
         smallest: Side of the smallest class's median object, as a share of its picture's.
+        factor: Times which the sides are enlarged, before the smallest class is asked.
     """
     height, width = np.median(np.array(pictures, np.float64), axis=0)
-    side = float(SIDES[speed])
+    side = SIDES[speed] * factor
     side = min(max(side, SMALLEST / max(smallest, 1e-6)), side * GROWN)
     aspect = min(max(width / height, 0.5), 2.0)
     sides = [max(2, round(length / MULTIPLE)) * MULTIPLE for length in (side / aspect**0.5, side * aspect**0.5)]
     return sides[0], sides[1]
-
-
-def fit_levels(boxes: NDArray[np.float64], names: Sequence[str], size: tuple[int, int]) -> Levels:
-    """Levels and anchors for boxes.
-
-    Anchor shapes are the centres of k-means with 1 - IoU as distance (Redmon and Farhadi, YOLO9000, section 2),
-    over the boxes as they are and as training's crops enlarge them, rare classes counting more. Each goes to the level
-    whose cells suit its size.
-
-    Args:
-        boxes: float64 (N, 2), width and height in pixels of the input.
-        names: Their N classes.
-        size: (H, W) of the input.
-    """
-    root = np.sqrt(boxes.prod(axis=1))
-    taps = ["block14.expand/16", "last/32"]
-    strides = [16, 32]
-    medians = [np.median(root[[other == name for other in names]]) for name in set(names)]
-    if min(np.quantile(root, 0.1), *medians) < FINE:
-        taps, strides = ["block7.expand/8", *taps], [8, *strides]
-    largest = min(float(np.quantile(root, 0.98)) * ENLARGED, float(min(size)))
-    extras: list[int] = []
-    while strides[-1] * NATURAL < largest and strides[-1] < min(size) / 2:
-        strides.append(strides[-1] * 2)
-        extras.append(256 if not extras else 128)
-    counts = {name: names.count(name) for name in set(names)}
-    weight = np.array([counts[name] ** -0.5 for name in names])
-    both = np.minimum(np.concatenate([boxes, boxes * ENLARGED]), np.array(size[::-1]))
-    centres = _k_means(both, np.tile(weight, 2), PER_LEVEL * len(strides))
-    anchors: list[list[Shape]] = [[] for _ in strides]
-    for width, height in centres.tolist():
-        side = math.sqrt(width * height)
-        level = int(np.argmin([abs(math.log(side / (NATURAL * stride))) for stride in strides]))
-        anchors[level].append((round(side / min(size), 4), round(width / height, 3)))
-    for shapes, stride in zip(anchors, strides, strict=True):
-        if not shapes:  # a level needs one; it costs little
-            shapes.append((round(min(NATURAL * stride / min(size), 0.95), 4), 1.0))
-    return Levels(taps, extras, [sorted(shapes) for shapes in anchors])
-
-
-def _k_means(boxes: NDArray[np.float64], weight: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """float64 (K, 2): centres of widths and heights; at most one for each distinct shape."""
-    count = min(count, len(np.unique(boxes.round(), axis=0)))
-    order = np.argsort(boxes.prod(axis=1), kind="stable")
-    # it begins with shapes evenly spread over all sizes: nothing is drawn, so it repeats exactly
-    centres = boxes[order[((np.arange(count) + 0.5) * len(order) / count).astype(np.int64)]]
-    for _ in range(100):
-        nearest = _shape_iou(boxes, centres).argmax(axis=1)
-        moved = centres.copy()
-        for number in range(count):
-            own = nearest == number
-            if own.any():
-                moved[number] = np.exp(np.average(np.log(boxes[own]), axis=0, weights=weight[own]))
-        if np.allclose(moved, centres, rtol=1e-4):
-            break
-        centres = moved
-    return centres
-
-
-def _shape_iou(boxes: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
-    """float64 (N, K): IoU of boxes and centres laid on one corner."""
-    shared = np.minimum(boxes[:, None], centres[None]).prod(axis=2)
-    iou: NDArray[np.float64] = shared / (boxes.prod(axis=1)[:, None] + centres.prod(axis=1)[None] - shared)
-    return iou
-
-
-def coverage(levels: Levels, boxes: NDArray[np.float64], size: tuple[int, int]) -> float:
-    """Share of boxes that have an anchor of IoU 0.5 or more if they lie at the centre of a cell, as the best case.
-
-    Args:
-        levels: Whose anchors.
-        boxes: float64 (N, 2), width and height in pixels of the input.
-        size: (H, W) of the input.
-    """
-    shapes = np.array([shape for level in levels.anchors for shape in level])
-    side = shapes[:, 0] * min(size)
-    centres = np.stack([side * np.sqrt(shapes[:, 1]), side / np.sqrt(shapes[:, 1])], axis=1)
-    return float((_shape_iou(boxes, centres).max(axis=1) >= 0.5).mean())
-
-
-DEFAULT = Levels([], [], [list(level) for level in level_shapes(6)])

@@ -17,21 +17,25 @@ from mnv2det.check.findings import KINDS, Finding
 from mnv2det.check.folder import unlisted
 from mnv2det.check.run import Part, judge
 from mnv2det.check.split import Split
+from mnv2det.config import load_config
 from mnv2det.data.duplicates import Fingerprints
 from mnv2det.data.formats.records import Records
 from mnv2det.data.formats.voc import VocLists
-from mnv2det.errors import ConfigError, DataError, WeightsError
-from mnv2det.importing.data_config import Speed, Task, starts_with_detector, suggest_config
+from mnv2det.engine.estimate import seconds_per_step
+from mnv2det.errors import ConfigError, DataError, WeightsError, near
+from mnv2det.importing.data_config import Speed, Start, Task, detector_args, suggest_config
 from mnv2det.importing.split import group_pictures, split_groups
-from mnv2det.io import write_json
+from mnv2det.io import CONFIG, write_json
 from mnv2det.labels.base import LabelFormat, LabelledBox, LabelledPart, LabelledPicture, Placer, Recognised, Role
 from mnv2det.labels.mask_pairs import MaskPairs
 from mnv2det.labels.recognise import recognise
+from mnv2det.models.loading import open_weights
+from mnv2det.models.torchvision_weights import is_cached
 from mnv2det.models.weight_file import read_header
 from mnv2det.registry import LABELS
+from mnv2det.schema import NAMED_WEIGHTS, is_download
 
 RECORD = "import.json"  # what was imported and what was left out
-CONFIG = "config.yaml"
 WEIGHTS = "weights"  # folder of the working directory in which weights to start from are looked for
 RECORDED = ("about", "counts", "classes", "left_out", "remarks", "config_lines")
 ROLES: tuple[Role, ...] = ("train", "val", "test")
@@ -76,6 +80,7 @@ def import_data(
     weights: str | os.PathLike[str] | None = None,
     tasks: Sequence[Task] = (),
     speed: Speed = "balanced",
+    estimate: bool = False,
     workers: int = 1,
 ) -> Imported:
     """Reads labelled pictures of any known format and writes them as a data set to train on.
@@ -91,18 +96,23 @@ def import_data(
         seed: Of the drawing of splits.
         link: Make hard links to the pictures instead of copies.
         mask_names: Classes of masks in the order of their ids, where the source has no list of them.
-        weights: Weights that the written config starts from; None takes what it finds in ``weights/``.
+        weights: Weights that the written config starts from: a file, or a name as in ``model.weights``; None takes what
+            it finds in ``weights/``, or else ImageNet's if they were downloaded before.
         tasks: What the config is for; empty takes boxes where there are any, else masks, else classes of pictures.
         speed: Whether the config aims at a short training or a better model.
+        estimate: Time a few training steps, so that the config says how many minutes a training takes here.
         workers: Processes that read; 0 reads in this one.
 
     Raises:
         ConfigError: The target holds something else, or lies in the source.
         DataError: No labels are recognised, or none can be used.
+        WeightsError: The weights cannot be downloaded.
     """
     source, target = Path(os.path.normpath(source)), Path(os.path.normpath(target))
-    if weights is not None and not os.path.isfile(weights):
-        raise ConfigError(f"--weights {weights}: no such file")
+    if weights is not None and is_download(str(weights)):
+        open_weights(str(weights))  # fetches them, or says where to put them, before anything is read
+    elif weights is not None and not os.path.isfile(weights):
+        raise ConfigError(f"--weights {weights}: no such file{near(str(weights), NAMED_WEIGHTS)}")
     options = {
         "format": name,
         "val": val,
@@ -141,17 +151,19 @@ def import_data(
     labelled_parts = [LabelledPart(role, written[role], names, masks) for role in ROLES if role in written]
     label_format: LabelFormat = LABELS.get(native_format(labelled_parts))()
 
-    start = str(Path(weights).resolve()) if weights else find_weights(names)
-    suggestion = suggest_config(labelled_parts, target.resolve(), tasks=tasks, speed=speed, weights=start)
+    start = find_weights() if weights is None else given_weights(str(weights))
+    suggestion = suggest_config(labelled_parts, target.resolve(), tasks=tasks, speed=speed, start=start)
     result.config_lines = suggestion.lines
-
-    record = {"version": VERSION, "source": str(source.resolve()), "options": options}
-    record |= {key: getattr(result, key) for key in RECORDED}
 
     def write(draft: Path) -> None:
         label_format.write(labelled_parts, draft, Placer(link=link))
         (draft / CONFIG).write_text(suggestion.text, "utf-8")
-        write_json(draft / RECORD, record)
+        if estimate:
+            config = load_config(draft / CONFIG, [f"data.root={draft}"])
+            suggestion.add_minutes(seconds_per_step(config) * (config.train.steps or 0) / 60)
+            (draft / CONFIG).write_text(suggestion.text, "utf-8")
+        record = {"version": VERSION, "source": str(source.resolve()), "options": options}
+        write_json(draft / RECORD, record | {key: getattr(result, key) for key in RECORDED})
 
     write_whole(target, write)
     return result
@@ -192,12 +204,8 @@ def mask_classes(parts: Sequence[Part]) -> list[str]:
     return names
 
 
-def find_weights(names: Sequence[str]) -> str | None:
-    """Weights to start from in the folder ``weights``: for boxes a detector's, else any; None where there are none.
-
-    Args:
-        names: Box classes of the data; empty for other data.
-    """
+def find_weights() -> Start:
+    """Weights to start from that lie on this machine: in the folder ``weights``, or ImageNet's, downloaded before."""
     files = sorted(Path(WEIGHTS).glob("*.safetensors")) if os.path.isdir(WEIGHTS) else []
     usable = []
     for file in files:
@@ -206,9 +214,19 @@ def find_weights(names: Sequence[str]) -> str | None:
         except WeightsError:
             continue
         if header.trainable and header.backbone["name"] == "mobilenet_v2":
-            usable.append((bool(names) and starts_with_detector(str(file)), file))
-    best = max(usable, key=lambda pair: pair[0], default=None)
-    return str(best[1].resolve()) if best else None
+            usable.append(str(file.resolve()))
+    detector = next((file for file in usable if detector_args(file)), None)
+    others = [file for file in usable if not detector_args(file)]
+    others += [name for name in NAMED_WEIGHTS if is_cached(name)]
+    return Start(others[0] if others else detector, detector)
+
+
+def given_weights(weights: str) -> Start:
+    """The weights that the user names."""
+    if is_download(weights):
+        return Start(weights)
+    file = str(Path(weights).resolve())
+    return Start(file, file if detector_args(file) else None)
 
 
 def native_format(parts: Sequence[LabelledPart]) -> str:

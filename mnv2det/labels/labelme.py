@@ -1,4 +1,4 @@
-"""labelme's json files, one per picture: rectangles, circles and polygons (github.com/wkentaro/labelme)."""
+"""labelme's json files, one per picture: rectangles, circles, polygons and masks (github.com/wkentaro/labelme)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mnv2det.data.formats.base import Format
 from mnv2det.data.formats.coco import SIDES
 from mnv2det.data.formats.problems import shown
 from mnv2det.data.formats.records import Box, Records
-from mnv2det.data.masks import encode, whole
+from mnv2det.data.masks import whole
 from mnv2det.errors import DataError
 from mnv2det.io import evenly_spread, to_json
 from mnv2det.labels.base import (
@@ -28,7 +28,7 @@ from mnv2det.labels.base import (
     Tree,
     role_of,
 )
-from mnv2det.labels.labelme_shapes import Shape, parse_shape
+from mnv2det.labels.labelme_shapes import Shape, encode_shapes, parse_shape
 from mnv2det.labels.reading import ROLE_ORDER, EntryError, PictureFinder, add_picture, free_name, set_classes
 from mnv2det.registry import LABELS
 
@@ -206,7 +206,7 @@ def _add_boxes(records: Records, index: int, path: Path, shapes: Sequence[Any], 
         runs, pixels, area = b"", 0, math.nan
         if not plain:
             try:
-                runs, pixels = encode([shape.outline for shape in group], size)
+                runs, pixels = encode_shapes(group, size)
                 area = float(pixels)
             except DataError as error:
                 _report(records, index, path, first.position, EntryError("segmentation_broken", str(error)))

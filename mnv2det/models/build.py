@@ -13,9 +13,9 @@ from mnv2det.errors import ConfigError, WeightsError
 from mnv2det.io import RunFolder
 from mnv2det.models.loading import head_source, load_into, open_weights
 from mnv2det.models.model import Model
-from mnv2det.models.torchvision_weights import TORCHVISION
 from mnv2det.models.weight_file import Header, plain, read_weights
 from mnv2det.registry import BACKBONES, HEADS, ComponentArgs, bind_all
+from mnv2det.schema import is_download
 from mnv2det.structures import Preprocess
 
 
@@ -92,7 +92,7 @@ def from_config(
         ConfigError: A component or argument is wrong, or contradicts the weights.
         WeightsError: The weights cannot be read or do not fit.
     """
-    if model.weights and not model.weights.startswith(TORCHVISION):
+    if model.weights and not is_download(model.weights):
         model = dataclasses.replace(model, weights=str(weights_of(model.weights)))
     tensors, header = open_weights(model.weights) if model.weights else ({}, None)
     backbone: dict[str, Any] = {"name": model.backbone.name, "args": dict(model.backbone.args)}

@@ -11,21 +11,22 @@ from torch import Tensor
 from mnv2det.errors import WeightsError, near
 from mnv2det.models.head import ClassRows
 from mnv2det.models.model import Model
-from mnv2det.models.torchvision_weights import TORCHVISION, download_torchvision
+from mnv2det.models.torchvision_weights import download_torchvision
 from mnv2det.models.weight_file import Header, plain, read_weights
+from mnv2det.schema import is_download
 
 
 def open_weights(source: str) -> tuple[dict[str, Tensor], Header]:
     """Reads weights from a weight file or from torchvision.
 
     Args:
-        source: A safetensors file, or ``torchvision:IMAGENET1K_V2``, which torchvision downloads into its cache if
-            it is not there yet.
+        source: A safetensors file, or a name (``imagenet``, ``torchvision:IMAGENET1K_V2``), which torchvision downloads
+            into its cache if it is not there yet.
 
     Raises:
         WeightsError: There are no such weights, or they are damaged.
     """
-    return download_torchvision(source) if source.startswith(TORCHVISION) else read_weights(source)
+    return download_torchvision(source) if is_download(source) else read_weights(source)
 
 
 def head_source(task: str, kind: str, header: Header | None) -> str | None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mnv2det.errors import WeightsError, near
 from mnv2det.models.mobilenet_v2 import MobileNetV2, width_of
 from mnv2det.models.weight_file import Header
+from mnv2det.schema import NAMED_WEIGHTS, TORCHVISION
 from mnv2det.structures import Preprocess
-
-TORCHVISION = "torchvision:"
 
 
 def convert_torchvision(state: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tensor], Header]:
@@ -67,26 +69,44 @@ def convert_torchvision(state: Mapping[str, Tensor], *, where: str) -> tuple[dic
 def download_torchvision(source: str) -> tuple[dict[str, Tensor], Header]:
     """Downloads weights with torchvision's own downloader, which checks their hash and keeps them in its cache.
 
+    A file that lies in the cache already, perhaps put there by hand, is checked as well, and nothing is downloaded.
+
     Args:
-        source: For instance ``torchvision:IMAGENET1K_V2``.
+        source: ``imagenet``, or for instance ``torchvision:IMAGENET1K_V2``.
 
     Raises:
-        WeightsError: torchvision has no such weights, or they cannot be downloaded.
+        WeightsError: torchvision has no such weights, they cannot be downloaded, or the cached file is damaged.
     """
-    from torchvision.models import MobileNet_V2_Weights
-
-    name = source.removeprefix(TORCHVISION)
-    known = [member.name for member in MobileNet_V2_Weights]
-    if name not in known and name != "DEFAULT":
-        raise WeightsError(f"{source}: torchvision has no such MobileNetV2 weights{near(name, known)}")
-    member = MobileNet_V2_Weights[name]
+    member, file = _published(source)
+    if file.is_file():
+        # as torch's downloader names files: the hash begins with what stands behind the dash
+        wanted, found = file.stem.rsplit("-", 1)[-1], hashlib.sha256(file.read_bytes()).hexdigest()
+        if not found.startswith(wanted):
+            raise WeightsError(f"{file}: damaged, its sha256 begins with {found[:8]}, expected {wanted}; delete it")
     try:
-        state = member.get_state_dict(progress=True, check_hash=True)
+        state = member.get_state_dict(progress=sys.stderr is not None, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:
-        cache = Path("~/.cache/torch/hub/checkpoints").expanduser()
+        reason = " ".join(str(error).split())[:200]
         raise WeightsError(
-            f"{source}: download failed ({error}); put {member.url.rsplit('/', 1)[-1]} into {cache} by hand"
+            f"{source}: download failed ({reason}); fetch {member.url} elsewhere and put it into {file.parent}"
         ) from None
     tensors, header = convert_torchvision(state, where=source)
     header.classes = {"cls": list(member.meta["categories"])}
     return tensors, header
+
+
+def is_cached(source: str) -> bool:
+    """Whether such weights were downloaded before; arguments and errors as those of `download_torchvision`."""
+    return _published(source)[1].is_file()
+
+
+def _published(source: str) -> tuple[Any, Path]:
+    """What torchvision knows of its weights, and where its downloader keeps the file."""
+    from torchvision.models import MobileNet_V2_Weights
+
+    name = NAMED_WEIGHTS.get(source, source).removeprefix(TORCHVISION)
+    known = [member.name for member in MobileNet_V2_Weights]
+    if name not in known and name != "DEFAULT":
+        raise WeightsError(f"{source}: torchvision has no such MobileNetV2 weights{near(name, known)}")
+    member = MobileNet_V2_Weights[name]
+    return member, Path(torch.hub.get_dir(), "checkpoints", member.url.rsplit("/", 1)[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,14 @@ from mnv2det.cli import main
 from mnv2det.config import Config, load_config
 from mnv2det.engine.build import check
 from mnv2det.errors import ConfigError
-from mnv2det.importing.data_config import DEFAULT, coverage, fit_levels, input_size, suggest_config
-from mnv2det.importing.import_data import CONFIG, import_data
+from mnv2det.importing.data_config import Start, input_size, suggest_config
+from mnv2det.importing.fit_anchors import DEFAULT, coverage, fit_levels
+from mnv2det.importing.import_data import find_weights, given_weights, import_data
+from mnv2det.io import CONFIG
 from mnv2det.labels.base import LabelledBox, LabelledPart, LabelledPicture
+from mnv2det.models.build import assemble
+from mnv2det.models.weight_file import save_weights
+from mnv2det.structures import Preprocess
 
 
 def part(
@@ -178,3 +184,79 @@ def test_import_and_train_need_no_edit(
     assert main(["train", "data", *tiny]) == 0
     assert metric in capsys.readouterr().out
     assert (tmp_path / "runs/data/best.safetensors").is_file()
+
+
+def detector_file(path: Path, taps: list[str]) -> str:
+    model = assemble(
+        {"name": "mobilenet_v2", "args": {"width": 0.35}},
+        {"det": {"name": "ssdlite", "args": {"taps": taps, "extras": [16] * (6 - len(taps))}}},
+        classes={"det": ["cat"]},
+        preprocess=Preprocess((64, 64)),
+    )
+    save_weights(path, model.state_dict(), model.header())
+    return str(path)
+
+
+COARSE, FINE = ["block14.expand/16", "last/32"], ["block7.expand/8", "block14.expand/16", "last/32"]
+
+
+def test_a_detector_to_start_from_brings_its_anchors_and_more_pixels(tmp_path: Path):
+    detector = detector_file(tmp_path / "d.safetensors", COARSE)
+    data = part({"cat": (120, 90)})
+    own, given = (
+        config_of(tmp_path, data, start=Start("w", None)),
+        config_of(tmp_path, data, start=Start("w", detector)),
+    )
+    assert (own.model.weights, given.model.weights) == ("w", detector)
+    assert "anchors" in own.tasks["det"].head.args
+    assert "anchors" not in given.tasks["det"].head.args
+    assert np.prod(given.model.input_size) > 1.3 * np.prod(own.model.input_size)
+    assert given.train.steps < own.train.steps
+
+
+@pytest.mark.parametrize(("taps", "taken"), [(COARSE, False), (FINE, True)])
+def test_small_objects_take_only_a_detector_with_a_fine_level(tmp_path: Path, taps: list[str], taken: bool):
+    detector = detector_file(tmp_path / "d.safetensors", taps)
+    suggestion = suggest_config([part({"bolt": (20, 20), "plate": (150, 150)})], tmp_path, start=Start("w", detector))
+    (tmp_path / CONFIG).write_text(suggestion.text)
+    assert (load_config(tmp_path / CONFIG).model.weights == detector) == taken
+    refused = f"not started from the detector {detector}: objects of"
+    assert any(line.startswith(refused) for line in suggestion.lines) != taken
+
+
+def test_weights_are_looked_for_where_they_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    assert find_weights() == Start(None, None)
+    kept = tmp_path / "home/hub/checkpoints/mobilenet_v2-b0353104.pth"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"")
+    assert find_weights() == Start("imagenet", None)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/broken.safetensors").write_bytes(b"broken")
+    detector = detector_file(tmp_path / "weights/d.safetensors", COARSE)
+    assert find_weights() == Start("imagenet", detector)
+    kept.unlink()
+    assert find_weights() == Start(detector, detector)
+    assert given_weights(detector) == Start(detector, detector)
+    assert given_weights("imagenet") == Start("imagenet", None)
+
+
+@pytest.mark.training
+def test_the_config_says_how_long_its_training_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    monkeypatch.chdir(tmp_path)
+    detections(tmp_path / "tool")
+    assert main(["data", "import", "tool", "-o", "data", "--fast", "--workers", "1"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"config: about \d+ minutes of training on this machine, from 3 timed steps", out)
+    assert "config: starts from random weights" in out
+    assert re.search(r"# \d+ passes .*; about \d+ minutes on the machine", (tmp_path / "data" / CONFIG).read_text())
+    assert load_config(tmp_path / "data" / CONFIG).data.root == str(tmp_path / "data")
+    assert main(["data", "import", "tool", "-o", "data", "--fast", "--workers", "1"]) == 0
+    assert "about" in capsys.readouterr().out  # the second run only reads what the first found out
+
+
+def test_weights_that_are_not_there_are_named_with_the_nearest_match(tmp_path: Path):
+    detections(tmp_path / "tool")
+    with pytest.raises(ConfigError, match="--weights imagnet: no such file; did you mean 'imagenet'"):
+        import_data(tmp_path / "tool", tmp_path / "data", weights="imagnet")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import random
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any
 import label_sets as sets
 import numpy as np
 import pytest
+from PIL import Image
+from pycocotools import mask
 
 from mnv2det.errors import DataError
 from mnv2det.labels.base import Tree
@@ -99,7 +103,59 @@ def test_shapes_of_a_group_are_one_object(tmp_path: Path):
     assert not records.all_problems()
 
 
-@pytest.mark.parametrize("kind", ["line", "point", "linestrip", "points", "mask", 7, ["x"]])
+def bitmap(rows: list[str]) -> str:
+    pixels = np.array([[int(letter) for letter in row] for row in rows], np.uint8) * 255
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_a_mask_is_the_pixels_of_its_png(tmp_path: Path):
+    """As labelme 5.3 and newer write what its AI tools draw: both points lie inside."""
+    labelled(tmp_path, [shape("a", [[10, 20], [13, 22]], "mask", mask=bitmap(["0000", "0110", "0111"]))])
+    records = sets.read(LABELME, tmp_path)["all"]
+    assert sets.boxes_of(records)["a.jpg"] == [("a", [11, 21, 14, 23], False)]
+    covered = mask.decode({"size": [48, 64], "counts": records.boxes.runs[0]})
+    assert np.argwhere(covered).tolist() == [[21, 11], [21, 12], [22, 11], [22, 12], [22, 13]]
+    assert not records.all_problems()
+
+
+def test_a_mask_and_a_polygon_of_a_group_are_one_object(tmp_path: Path):
+    polygon = shape("a", [[30, 30], [40, 30], [40, 40], [30, 40]], "polygon", group=1)
+    labelled(tmp_path, [polygon, shape("a", [[10, 20], [11, 20]], "mask", group=1, mask=bitmap(["11"]))])
+    records = sets.read(LABELME, tmp_path)["all"]
+    assert sets.boxes_of(records)["a.jpg"] == [("a", [10, 20, 40, 40], False)]
+    assert records.boxes.pixels.tolist() == [102]
+
+
+@pytest.mark.parametrize(
+    ("points", "png", "what"),
+    [
+        ([[1, 1], [2, 2]], None, "expected a PNG in base64"),
+        ([[1, 1], [2, 2]], "§", "expected a PNG in base64"),
+        ([[1, 1], [2, 2]], base64.b64encode(b"\x89PNG\r\n\x1a\n").decode(), "expected a PNG in base64"),
+        ([[1, 1], [2, 2]], bitmap(["11"]), "mask of 2x1 pixels, the points are for 2x2"),
+        ([[1, 1], [2, 2]], bitmap(["00", "00"]), "not all black"),
+        ([[1.5, 1], [2.5, 2]], bitmap(["11", "11"]), "at whole numbers"),
+        ([[1, 1], [10**5, 2]], bitmap(["11", "11"]), "the points are for 100000x2"),
+    ],
+)
+def test_a_broken_mask_is_named(tmp_path: Path, points: Any, png: Any, what: str):
+    labelled(tmp_path, [shape("a", [[1, 1], [9, 9]]), shape("b", points, "mask", mask=png)])
+    (problem,) = sets.read(LABELME, tmp_path)["all"].all_problems()
+    assert problem.kind == "segmentation_broken"
+    assert what in problem.message
+
+
+@pytest.mark.parametrize(("x", "y", "pixels"), [(-1, -1, 1), (63, 47, 1), (-5, 0, 0), (80, 90, 0)])
+def test_a_mask_may_reach_over_the_border(tmp_path: Path, x: int, y: int, pixels: int):
+    labelled(tmp_path, [shape("a", [[x, y], [x + 1, y + 1]], "mask", mask=bitmap(["11", "11"]))])
+    records = sets.read(LABELME, tmp_path)["all"]
+    assert sum(records.boxes.pixels.tolist()) == pixels
+    assert bool(records.all_problems()) == (not pixels)
+
+
+@pytest.mark.parametrize("kind", ["line", "point", "linestrip", "points", "oriented_rectangle", 7, ["x"]])
 def test_shapes_without_an_area_are_reported(tmp_path: Path, kind: Any):
     labelled(tmp_path, [shape("a", [[1, 1], [9, 9]]), shape("b", [[1, 1], [9, 9]], kind)])
     records = sets.read(LABELME, tmp_path)["all"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import warnings
 from collections import deque
@@ -28,6 +27,7 @@ from mnv2det.commands.predict.outputs import ImageInfo, Outputs, choose_formats,
 from mnv2det.commands.predict.video import Video, VideoWriter
 from mnv2det.data.images import DAMAGED, EXTENSIONS, LARGEST_FILE, MOST_PIXELS, read_image
 from mnv2det.errors import DataError
+from mnv2det.io import is_watched
 from mnv2det.registry import HEADS
 from mnv2det.report.draw import encode
 from mnv2det.report.text import font_note
@@ -280,7 +280,7 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 def _progress(total: int | None, unit: str, about: str) -> tqdm[Any]:
     """A progress bar with the time left, or with the rate alone where the total is unknown."""
-    return tqdm(total=total, unit=unit, desc=about, disable=sys.stderr is None or not sys.stderr.isatty())
+    return tqdm(total=total, unit=unit, desc=about, disable=not is_watched())
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from mnv2det.data.formats.records import Records
 from mnv2det.data.masks import foreign, read_ids
+from mnv2det.io import is_watched
 from mnv2det.structures import IGNORE
 
 AnnotationKey = tuple[int, int]  # index of the picture (-1: of none that is known), position in the file
@@ -56,7 +57,7 @@ def copy_file(path: Path, root: Path, target: Path) -> None:
 def copy_pictures(records: Records, cleaning: Cleaning, root: Path, target: Path) -> Iterable[int]:
     """Copies pictures and their masks, cleaned, and yields the index of each that is kept."""
     kept = [index for index in range(len(records.pictures)) if index not in cleaning.pictures]
-    for index in tqdm(kept, desc=f"copying {records.where}", unit="image", leave=False, disable=None):
+    for index in tqdm(kept, desc=f"copying {records.where}", unit="image", leave=False, disable=not is_watched()):
         picture = records.pictures[index]
         copy_file(records.path(picture.file), root, target)
         if picture.mask:

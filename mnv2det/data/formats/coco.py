@@ -20,6 +20,7 @@ from mnv2det.data.formats.records import Box, Picture, Records
 from mnv2det.data.images import inside
 from mnv2det.data.masks import VOC_NAMES, bounds, encode, whole
 from mnv2det.errors import ConfigError, DataError, near
+from mnv2det.io import is_watched
 from mnv2det.ranges import NonNegativeInt
 from mnv2det.registry import DATASETS
 from mnv2det.structures import VOC_MASK_CLASSES
@@ -183,7 +184,7 @@ class CocoJson(Format):
         self, records: Records, entries: list[Any], images: Mapping[Id, int], categories: Mapping[Id, str]
     ) -> None:
         painted = dict(zip(records.classes["labels"], records.mask_ids or [], strict=False))
-        quick = not self.masks or len(entries) < 20000
+        quick = not self.masks or len(entries) < 20000 or not is_watched()
         for position, entry in enumerate(tqdm(entries, desc="reading COCO masks", disable=quick, leave=False)):
             try:
                 identifier: Id = _id(entry, "id", "")

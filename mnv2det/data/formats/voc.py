@@ -22,6 +22,7 @@ from mnv2det.data.formats.text import read_text
 from mnv2det.data.formats.voc_xml import CORNERS, parse_xml, set_size, stated_object, stated_size
 from mnv2det.data.images import EXTENSIONS, image_names, inside
 from mnv2det.errors import ConfigError, DataError, near
+from mnv2det.io import is_watched
 from mnv2det.registry import DATASETS
 from mnv2det.structures import VOC_MASK_CLASSES
 
@@ -91,7 +92,7 @@ class VocLists(Format):
         kinds: dict[str, str] = {}  # by id: the kind of list that names it
         for images, stems in listed:
             kind = images.file.parent.name if images.file else ""
-            quiet = len(stems) < 2000
+            quiet = len(stems) < 2000 or not is_watched()
             for stem in tqdm(stems, desc="reading VOC", unit="image", disable=quiet, leave=False):
                 identifier = self._id(images.home, stem)
                 known = kinds.get(identifier)
