@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := setup
 
-.PHONY: help setup demo quick test test-shared test-slow test-all lint clean
+.PHONY: help setup demo quick test test-shared test-slow test-all tutorial lint clean
 
 help:
 	@echo "make setup        virtual environment in .venv, pinned by constraints.txt"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-shared  the tests on real data in ../shared/data"
 	@echo "make test-slow    the tests that take minutes each"
 	@echo "make test-all     all of them"
+	@echo "make tutorial     runs docs/tutorial.md on real data, and updates it"
 
 setup: $(VENV)/.ready
 
@@ -50,6 +51,19 @@ test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
 test-all: test test-shared test-slow
+
+# the commands of docs/tutorial.md on real data, as they are printed; writes output and pictures into the page
+DATA ?= ../shared/data
+WORK := runs/tutorial
+tutorial: setup
+	@test -d $(DATA)/bccd -a -d $(DATA)/camvid || { echo "no bccd and camvid in $(DATA); name their folder: make tutorial DATA=..."; exit 2; }
+	rm -rf $(WORK)
+	mkdir -p $(WORK)
+	ln -s $(abspath $(DATA))/bccd $(WORK)/cells
+	ln -s $(abspath $(DATA))/camvid $(WORK)/street
+	$(BIN)/mnv2det import-weights $(DATA)/weights/tf2_mobilenet_v2_1.0_224_ptq.tflite \
+		-o $(WORK)/weights/mobilenet_v2.safetensors --images $(DATA)/coco100/val2017
+	$(BIN)/python docs/run_tutorial.py $(WORK) --update
 
 lint: setup
 	$(BIN)/ruff check .

@@ -62,7 +62,7 @@ def add(verbs: Any) -> None:
     add_json(verb)
 
     verb = new_verb(verbs, "config", _config, "print a config with its bases and overrides merged")
-    verb.add_argument("config", help="a YAML, or the name of one of configs/")
+    verb.add_argument("config", help="a YAML, the name of one of configs/, or a folder with one")
     add_overrides(verb)
     verb.add_argument("--check", action="store_true", help="also check every component's arguments (loads torch)")
 
@@ -162,7 +162,7 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace) -> int:
-    config = load_config(args.config, args.overrides)
+    config = load_config(config_file(args.config), args.overrides)
     if args.check:
         from mnv2det.engine.build import check
 

@@ -95,6 +95,7 @@ class Outputs:
     Attributes:
         images: Number of pictures and frames so far.
         detections: Number of boxes so far.
+        best_score: The highest score of a box, written or not; 0 while there was none.
         best_classes: File to its best classes, from a classifier; for pictures only, not for frames.
 
     Raises:
@@ -120,7 +121,7 @@ class Outputs:
             if target == "labels"
         }
         self.mask_classes = {task: list(classes[task]) for task, target in targets.items() if target == "mask"}
-        self.images, self.detections = 0, 0
+        self.images, self.detections, self.best_score = 0, 0, 0.0
         self.best_classes: dict[str, list[dict[str, Any]]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self._spools = contextlib.ExitStack()
@@ -158,6 +159,7 @@ class Outputs:
             names = self.classes[task]
             if isinstance(result, Detections):
                 kept = result.scores >= self.threshold
+                self.best_score = max([self.best_score, *result.scores[:1].tolist()])  # the best comes first
                 result = Detections(result.boxes[kept], result.scores[kept], result.labels[kept])
                 boxes.append((result, names))
                 self.detections += len(result.scores)

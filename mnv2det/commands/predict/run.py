@@ -84,10 +84,10 @@ def predict(
         stop: Once it is set, the current batch is finished and what was done is kept.
 
     Returns:
-        ``images`` (with frames) and ``detections`` that were written, ``output``, ``failed`` (a line each),
-        ``left_out`` (a line for each file that is neither a picture nor a video), ``font_note`` (which
-        characters of class names could not be drawn, or None), ``stopped``, and ``classes``: the best ones of each
-        picture, from a classifier.
+        ``images`` (with frames) and ``detections`` that were written, ``best_score`` (of a box, written or not; 0
+        without), ``output``, ``failed`` (a line each), ``left_out`` (a line for each file that is neither a picture nor
+        a video), ``font_note`` (which characters of class names could not be drawn, or None), ``stopped``, and
+        ``classes``: the best ones of each picture, from a classifier.
 
     Raises:
         ConfigError: A format is unknown, or the model has nothing to write in it; or as `Predictor`.
@@ -132,6 +132,7 @@ def predict(
     return {
         "images": outputs.images,
         "detections": outputs.detections,
+        "best_score": outputs.best_score,
         "output": os.fspath(output),
         "failed": run.failed,
         "left_out": left_out,
