@@ -114,7 +114,8 @@ def _add_export(verbs: Any) -> None:
 
 
 def _import(args: argparse.Namespace) -> int:
-    from mnv2det.importing.import_data import RECORD, import_data
+    from mnv2det.importing.folder import RECORD
+    from mnv2det.importing.import_data import import_data
 
     if not (0 < args.val < 1 and 0 <= args.test < 1 and args.val + args.test < 1):
         raise ConfigError(

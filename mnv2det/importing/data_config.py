@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +18,9 @@ from mnv2det.data.masks import read_mask
 from mnv2det.engine.estimate import TIMED
 from mnv2det.errors import ConfigError, DataError
 from mnv2det.importing.fit_anchors import DEFAULT, FINE, FINEST, coverage, fit_levels, smallest_side
+from mnv2det.importing.start import Start, detector_args
 from mnv2det.io import evenly_spread
 from mnv2det.labels.base import LabelledPart
-from mnv2det.models.weight_file import read_header
 
 Speed = Literal["fast", "balanced", "accurate"]
 Task = Literal["det", "seg", "cls"]
@@ -103,19 +102,6 @@ def suggest_config(
     if chosen == ("seg",):
         return _segmentation(data, speed, start.weights)
     return _detection(data, speed, start, masks="seg" in chosen)
-
-
-@dataclass(frozen=True)
-class Start:
-    """Weights to start from: a file, or a name as in ``model.weights``.
-
-    Attributes:
-        weights: For a backbone.
-        detector: A file with a detector, which starts with its head as well where its levels suit the objects.
-    """
-
-    weights: str | None = None
-    detector: str | None = None
 
 
 class DataFacts:
@@ -365,14 +351,6 @@ def _training_line(steps: int, epochs: float, count: int) -> str:
 def _quoted(text: object) -> str:
     """A text as a YAML string."""
     return json.dumps(str(text), ensure_ascii=False)
-
-
-def detector_args(weights: str) -> dict[str, Any] | None:
-    """Arguments of the SSDLite head in a weight file; None where it has none, or is a name and no file."""
-    if not os.path.isfile(weights):
-        return None
-    heads = read_header(weights).heads.values()
-    return next((head["args"] for head in heads if head["name"] == "ssdlite"), None)
 
 
 def mask_shares(data: DataFacts) -> NDArray[np.float64]:

@@ -6,14 +6,8 @@ import os
 from pathlib import Path
 
 from mnv2det.errors import ConfigError
-from mnv2det.importing.import_data import (
-    box_classes,
-    check_apart,
-    label_pictures,
-    mask_classes,
-    read_labels,
-    write_whole,
-)
+from mnv2det.importing.folder import check_apart, write_whole
+from mnv2det.importing.gather import box_classes, label_pictures, mask_classes, read_labels
 from mnv2det.labels.base import LabelFormat, LabelledPart, Placer
 from mnv2det.labels.recognise import recognise
 from mnv2det.registry import LABELS

@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mnv2det.check.findings import KINDS, Finding
 from mnv2det.check.folder import unlisted
-from mnv2det.check.run import Part, judge
-from mnv2det.check.split import Split
 from mnv2det.config import load_config
-from mnv2det.data.duplicates import Fingerprints
-from mnv2det.data.formats.records import Records
 from mnv2det.data.formats.voc import VocLists
 from mnv2det.engine.estimate import seconds_per_step
-from mnv2det.errors import ConfigError, DataError, WeightsError, near
-from mnv2det.importing.data_config import Speed, Start, Task, detector_args, suggest_config
-from mnv2det.importing.split import group_pictures, split_groups
+from mnv2det.errors import ConfigError, DataError, near
+from mnv2det.importing.data_config import Speed, Task, suggest_config
+from mnv2det.importing.folder import RECORD, VERSION, check_apart, read_record, write_whole
+from mnv2det.importing.gather import (
+    box_classes,
+    count_boxes,
+    label_pictures,
+    list_left_out,
+    mask_classes,
+    read_labels,
+)
+from mnv2det.importing.split import ROLES, keep_or_draw
+from mnv2det.importing.start import find_weights, given_weights
 from mnv2det.io import CONFIG, write_json
-from mnv2det.labels.base import LabelFormat, LabelledBox, LabelledPart, LabelledPicture, Placer, Recognised, Role
+from mnv2det.labels.base import LabelFormat, LabelledPart, LabelledPicture, Placer, Recognised
 from mnv2det.labels.mask_pairs import MaskPairs
 from mnv2det.labels.recognise import recognise
 from mnv2det.models.loading import open_weights
-from mnv2det.models.torchvision_weights import is_cached
-from mnv2det.models.weight_file import read_header
 from mnv2det.registry import LABELS
 from mnv2det.schema import NAMED_WEIGHTS, is_download
 
-RECORD = "import.json"  # what was imported and what was left out
-WEIGHTS = "weights"  # folder of the working directory in which weights to start from are looked for
 RECORDED = ("about", "counts", "classes", "left_out", "remarks", "config_lines")
-ROLES: tuple[Role, ...] = ("train", "val", "test")
-VERSION = 1
 
 
 @dataclass
@@ -134,17 +128,17 @@ def import_data(
     ]
     parts, findings = read_labels(source, recognised, workers)
     findings += unlisted([part.split for part in parts])
-    labelled, left_out = label_pictures(parts, findings), _left_out(findings)
+    labelled, left_out = label_pictures(parts, findings), list_left_out(findings)
     names, dropped = box_classes(parts, labelled)
     if not any(labelled.values()):
         first = f", such as {left_out[0]['file']}: {left_out[0]['reason']}" if left_out else ""
         raise DataError(f"{source}: no picture is left to train on; {len(left_out)} problems{first}")
-    written, drawn = _split(labelled, parts, {"train": 1 - val - test, "val": val, "test": test}, seed)
+    written, drawn = keep_or_draw(labelled, parts, {"train": 1 - val - test, "val": val, "test": test}, seed)
     masks = mask_classes(parts)
     counts = {role: _count(pictures) for role, pictures in written.items()}
     counts["source"] = {
         "pictures": sum(len(part.split.records.pictures) for part in parts),
-        "boxes": sum(_annotated(part.split.records) for part in parts),
+        "boxes": sum(count_boxes(part.split.records) for part in parts),
     }
     labels = sorted({picture.label for pictures in written.values() for picture in pictures if picture.label})
     result = Imported(target, recognised.about, counts, names or labels or masks, left_out, remarks + dropped + drawn)
@@ -169,64 +163,11 @@ def import_data(
     return result
 
 
-def read_labels(source: Path, recognised: Recognised, workers: int) -> tuple[list[Part], list[Finding]]:
-    """Reads all pictures and labels of a folder, and judges them as `mnv2det.check.run.check_data` does.
-
-    Raises:
-        DataError: A class list is wrong.
-    """
-    splits = [Split(part.name, part.role, source, part.format.read(), part.format) for part in recognised.parts]
-    parts, findings = judge(splits, workers)
-    fatal = next((finding for finding in findings if finding.kind == "class_broken"), None)
-    if fatal is not None:
-        raise DataError(f"{source}: {fatal.file}: {fatal.value}; {KINDS['class_broken'].advice}")
-    return parts, findings
-
-
 def _name_masks(recognised: Recognised, names: Sequence[str]) -> None:
     for part in recognised.parts:
         if not isinstance(part.format, VocLists | MaskPairs):
             raise ConfigError(f"--mask-names: {recognised.format} has no masks of class ids")
         part.format.mask_names = tuple(names)
-
-
-def mask_classes(parts: Sequence[Part]) -> list[str]:
-    """Classes of the masks; empty where no picture has a mask of its own."""
-    masked = [part for part in parts if any(picture.mask for picture in part.split.records.pictures)]
-    if not masked:
-        return []
-    names = list(masked[0].split.mask_names or ())
-    if masked[0].split.mask_guessed:
-        # as many as the largest id that occurs needs
-        used = {name for part in masked for name, pixels in part.pixels.items() if pixels}
-        count = 1 + max((number for number, name in enumerate(names) if name in used), default=0)
-        names = ["background", *(f"class {number}" for number in range(1, count))]
-    return names
-
-
-def find_weights() -> Start:
-    """Weights to start from that lie on this machine: in the folder ``weights``, or ImageNet's, downloaded before."""
-    files = sorted(Path(WEIGHTS).glob("*.safetensors")) if os.path.isdir(WEIGHTS) else []
-    usable = []
-    for file in files:
-        try:
-            header = read_header(file)
-        except WeightsError:
-            continue
-        if header.trainable and header.backbone["name"] == "mobilenet_v2":
-            usable.append(str(file.resolve()))
-    detector = next((file for file in usable if detector_args(file)), None)
-    others = [file for file in usable if not detector_args(file)]
-    others += [name for name in NAMED_WEIGHTS if is_cached(name)]
-    return Start(others[0] if others else detector, detector)
-
-
-def given_weights(weights: str) -> Start:
-    """The weights that the user names."""
-    if is_download(weights):
-        return Start(weights)
-    file = str(Path(weights).resolve())
-    return Start(file, file if detector_args(file) else None)
 
 
 def native_format(parts: Sequence[LabelledPart]) -> str:
@@ -257,189 +198,5 @@ def _done_before(source: Path, target: Path, options: Mapping[str, Any]) -> Impo
     return Imported(target, **{key: record[key] for key in RECORDED}, done_before=True)
 
 
-def check_apart(source: Path, target: Path) -> None:
-    """Refuses to write into what is read, or around it."""
-    real, here = target.resolve(), source.resolve()
-    if real == here or here in real.parents or real in here.parents:
-        raise ConfigError(f"-o {target}: lies in the folder that is read, or the other way round ({source})")
-
-
-def read_record(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """What an import wrote about itself into a folder; None where the folder is no import."""
-    try:
-        record = json.loads((Path(folder) / RECORD).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and record.get("version") == VERSION else None
-
-
-Kept = tuple[int, int, LabelledPicture]  # number of the part, of the picture in it, and what is kept of it
-
-
-def label_pictures(parts: Sequence[Part], findings: Sequence[Finding]) -> dict[str, list[Kept]]:
-    """What is kept of every part, by its role."""
-    labelled: dict[str, list[Kept]] = {}
-    above = _common_folder(parts)
-    for number, part in enumerate(parts):
-        records, boxes = part.split.records, part.split.records.boxes
-        errors = [f for f in findings if f.split == part.split.name and f.severity == "error" and f.index >= 0]
-        # where an annotation states no size, the picture's own counts
-        dropped = {
-            f.index
-            for f in errors
-            if f.position < 0 and not (f.kind == "image_size" and records.pictures[f.index].size is None)
-        }
-        # a box may be good although its outline is not
-        wrong = {(f.index, f.position) for f in errors if f.position >= 0 and f.kind != "segmentation_broken"}
-        limits = np.tile(part.sizes[boxes.image][:, ::-1], 2)
-        corners = np.clip(boxes.corners, 0, limits)
-        areas = (corners[:, 2:] - corners[:, :2]).prod(axis=1)
-        of_picture: dict[int, list[LabelledBox]] = {}
-        for row in np.flatnonzero(part.good).tolist():
-            index = int(boxes.image[row])
-            if (index, int(boxes.position[row])) not in wrong:
-                x1, y1, x2, y2 = corners[row].tolist()
-                area = float(areas[row] if np.isnan(boxes.area[row]) else boxes.area[row])
-                name = boxes.names[boxes.label[row]]
-                of_picture.setdefault(index, []).append(
-                    LabelledBox(name, (x1, y1, x2, y2), bool(boxes.ignore[row]), area, boxes.runs[row])
-                )
-        labels = records.classes.get("label", [])
-        for index, picture in enumerate(records.pictures):
-            if index in dropped or not picture.file:
-                continue
-            path = records.path(picture.file)
-            height, width = (int(side) for side in part.sizes[index])
-            kept = LabelledPicture(
-                path,
-                path.relative_to(above).as_posix(),
-                (height, width),
-                of_picture.get(index, []),
-                records.path(picture.mask) if picture.mask else None,
-                labels[picture.label] if picture.label >= 0 else "",
-            )
-            labelled.setdefault(part.split.role, []).append((number, index, kept))
-    return labelled
-
-
-def _common_folder(parts: Sequence[Part]) -> str:
-    """The deepest folder that holds all pictures, so that their names in the copy are short."""
-    folders = {
-        os.path.dirname(part.split.records.path(picture.file))
-        for part in parts
-        for picture in part.split.records.pictures
-        if picture.file
-    }
-    return os.path.commonpath(folders) if folders else ""
-
-
-def _left_out(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """Everything that an error names, and pictures that no label names."""
-    return [
-        {
-            "kind": f.kind,
-            "split": f.split,
-            "file": f.file,
-            "image": f.image,
-            "annotation": f.annotation,
-            "reason": f.value + (f"; expected {f.expected}" if f.expected else ""),
-        }
-        for f in findings
-        if f.severity == "error" or f.kind == "image_unlisted"
-    ]
-
-
-def box_classes(parts: Sequence[Part], labelled: Mapping[str, Sequence[Kept]]) -> tuple[list[str], list[str]]:
-    """The box classes that some picture has, in the order of the source's lists, and remarks on the others."""
-    listed = dict.fromkeys(name for part in parts for name in part.split.records.classes.get("labels", []))
-    used = {box.name for pictures in labelled.values() for *_, picture in pictures for box in picture.boxes}
-    unused = [name for name in listed if name not in used]
-    remarks = []
-    if unused and used:
-        names = ", ".join(f"'{name}'" for name in unused[:8]) + (" ..." if len(unused) > 8 else "")
-        remarks.append(f"{len(unused)} classes without a box go: {names}")
-    return [name for name in listed if name in used], remarks
-
-
-def _split(
-    labelled: Mapping[str, list[Kept]], parts: Sequence[Part], shares: Mapping[str, float], seed: int
-) -> tuple[dict[str, list[LabelledPicture]], list[str]]:
-    """The pictures of each split, those of the source where it has them, and remarks.
-
-    Without any split, all are drawn; without a validation split, it is drawn from the training pictures, and a test
-    split that the source has stays as it is.
-    """
-    pools: dict[str, list[Kept]] = {role: list(labelled.get(role, [])) for role in (*ROLES, "all")}
-    remarks = []
-    if not pools["train"]:
-        pools["train"], pools["all"] = pools["all"], []
-    if not pools["train"]:
-        only = max(("val", "test"), key=lambda role: len(pools[role]))
-        remarks.append(f"the source has no pictures to train on but those of '{only}': splits were drawn from them")
-        pools["train"], pools[only] = pools[only], []
-    if pools["all"]:
-        remarks.append(f"{len(pools['all'])} pictures of no split of the source went to train")
-        pools["train"] += pools["all"]
-    wanted = {role: share for role, share in shares.items() if role != "train" and share > 0 and not pools[role]}
-    if any(pools[role] for role in ("val", "test")) and "test" in wanted:
-        del wanted["test"]  # the source decided that there is none
-    if wanted:
-        wanted = {"train": 1 - sum(wanted.values()), **wanted}
-        drawn = _draw(pools["train"], parts, wanted, seed, remarks)
-        pools |= {
-            role: [kept for kept, own in zip(pools["train"], drawn, strict=True) if own == role] for role in wanted
-        }
-    return {role: [kept[2] for kept in pools[role]] for role in ROLES if pools[role]}, remarks
-
-
-def _draw(
-    pool: Sequence[Kept], parts: Sequence[Part], shares: Mapping[str, float], seed: int, remarks: list[str]
-) -> list[str]:
-    """A split for each picture of a pool."""
-    names = [picture.name for *_, picture in pool]
-    prints = Fingerprints([parts[number].facts[index].fingerprint for number, index, _ in pool])
-    groups = group_pictures(names, prints)
-    classes = [{box.name for box in picture.boxes} | ({picture.label} - {""}) for *_, picture in pool]
-    drawn = split_groups(groups, classes, shares, seed)
-    together = Counter(groups.tolist())
-    several = [count for count in together.values() if count > 1]
-    if several:
-        remarks.append(
-            f"{sum(several)} pictures are nearly the same as another one, or frames of one clip;"
-            f" they make {len(several)} groups, each of which stays in one split"
-        )
-    missing = [role for role in shares if role not in drawn]
-    if missing and len(pool) >= len(shares):
-        # one clip makes most of the pictures: its end is the least like its beginning
-        order = sorted(range(len(pool)), key=lambda index: names[index])
-        bounds = np.cumsum([0, *(round(share * len(pool)) for share in list(shares.values())[:-1])]).tolist()
-        for role, first, last in zip(shares, bounds, [*bounds[1:], len(pool)], strict=True):
-            for index in order[first:last]:
-                drawn[index] = role
-        remarks.append("most pictures are of one clip: they were split in the order of their names, so metrics flatter")
-    return drawn
-
-
-def _annotated(records: Records) -> int:
-    """The number of boxes in the files, those that could not be read among them."""
-    boxes = records.boxes
-    read = set(zip(boxes.image.tolist(), boxes.position.tolist(), strict=True))
-    unread = {(p.index, p.position) for p in records.problems if p.position >= 0} - read
-    return len(read) + len(unread)
-
-
 def _count(pictures: Sequence[LabelledPicture]) -> dict[str, int]:
     return {"pictures": len(pictures), "boxes": sum(len(picture.boxes) for picture in pictures)}
-
-
-def write_whole(target: Path, write: Callable[[Path], object]) -> None:
-    """Writes a folder beside its place and moves it there when it is whole."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.parent / f".{target.name[:100]}.{os.getpid()}.part"
-    draft.mkdir()
-    try:
-        write(draft)
-        draft.rename(target)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise

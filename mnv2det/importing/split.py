@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mnv2det.check.run import Part
 from mnv2det.data.duplicates import NEAR, Fingerprints, matches
+from mnv2det.importing.gather import Kept
+from mnv2det.labels.base import LabelledPicture, Role
 
+ROLES: tuple[Role, ...] = ("train", "val", "test")
 # frame numbers of one clip, and Roboflow's copies of one picture: "clip_frame_0012", "clip_mp4-12_jpg.rf.0f3a"
 CLIP = re.compile(r"^(.*?)[-_ ]?(?:frame|frm|fr)[-_ ]?\d+$", re.IGNORECASE)
 MOVIE = re.compile(r"^(.*?[-_.](?:mp4|avi|mov|mkv|webm|m4v))[-_]?\d+", re.IGNORECASE)
@@ -121,3 +126,62 @@ def split_groups(
         if result[group] < 0:
             give(group, int(np.argmax(room)))
     return [parts[result[group]] for group in groups.tolist()]
+
+
+def keep_or_draw(
+    labelled: Mapping[str, list[Kept]], parts: Sequence[Part], shares: Mapping[str, float], seed: int
+) -> tuple[dict[str, list[LabelledPicture]], list[str]]:
+    """The pictures of each split, those of the source where it has them, and remarks.
+
+    Without any split, all are drawn; without a validation split, it is drawn from the training pictures, and a test
+    split that the source has stays as it is.
+    """
+    pools: dict[str, list[Kept]] = {role: list(labelled.get(role, [])) for role in (*ROLES, "all")}
+    remarks = []
+    if not pools["train"]:
+        pools["train"], pools["all"] = pools["all"], []
+    if not pools["train"]:
+        only = max(("val", "test"), key=lambda role: len(pools[role]))
+        remarks.append(f"the source has no pictures to train on but those of '{only}': splits were drawn from them")
+        pools["train"], pools[only] = pools[only], []
+    if pools["all"]:
+        remarks.append(f"{len(pools['all'])} pictures of no split of the source went to train")
+        pools["train"] += pools["all"]
+    wanted = {role: share for role, share in shares.items() if role != "train" and share > 0 and not pools[role]}
+    if any(pools[role] for role in ("val", "test")) and "test" in wanted:
+        del wanted["test"]  # the source decided that there is none
+    if wanted:
+        wanted = {"train": 1 - sum(wanted.values()), **wanted}
+        drawn = _draw(pools["train"], parts, wanted, seed, remarks)
+        pools |= {
+            role: [kept for kept, own in zip(pools["train"], drawn, strict=True) if own == role] for role in wanted
+        }
+    return {role: [kept[2] for kept in pools[role]] for role in ROLES if pools[role]}, remarks
+
+
+def _draw(
+    pool: Sequence[Kept], parts: Sequence[Part], shares: Mapping[str, float], seed: int, remarks: list[str]
+) -> list[str]:
+    """A split for each picture of a pool."""
+    names = [picture.name for *_, picture in pool]
+    prints = Fingerprints([parts[number].facts[index].fingerprint for number, index, _ in pool])
+    groups = group_pictures(names, prints)
+    classes = [{box.name for box in picture.boxes} | ({picture.label} - {""}) for *_, picture in pool]
+    drawn = split_groups(groups, classes, shares, seed)
+    together = Counter(groups.tolist())
+    several = [count for count in together.values() if count > 1]
+    if several:
+        remarks.append(
+            f"{sum(several)} pictures are nearly the same as another one, or frames of one clip;"
+            f" they make {len(several)} groups, each of which stays in one split"
+        )
+    missing = [role for role in shares if role not in drawn]
+    if missing and len(pool) >= len(shares):
+        # one clip makes most of the pictures: its end is the least like its beginning
+        order = sorted(range(len(pool)), key=lambda index: names[index])
+        bounds = np.cumsum([0, *(round(share * len(pool)) for share in list(shares.values())[:-1])]).tolist()
+        for role, first, last in zip(shares, bounds, [*bounds[1:], len(pool)], strict=True):
+            for index in order[first:last]:
+                drawn[index] = role
+        remarks.append("most pictures are of one clip: they were split in the order of their names, so metrics flatter")
+    return drawn

@@ -15,9 +15,10 @@ from mnv2det.cli import main
 from mnv2det.config import Config, load_config
 from mnv2det.engine.build import check
 from mnv2det.errors import ConfigError
-from mnv2det.importing.data_config import Start, input_size, suggest_config
+from mnv2det.importing.data_config import input_size, suggest_config
 from mnv2det.importing.fit_anchors import DEFAULT, coverage, fit_levels
-from mnv2det.importing.import_data import find_weights, given_weights, import_data
+from mnv2det.importing.import_data import import_data
+from mnv2det.importing.start import Start, find_weights, given_weights
 from mnv2det.io import CONFIG
 from mnv2det.labels.base import LabelledBox, LabelledPart, LabelledPicture
 from mnv2det.models.build import assemble

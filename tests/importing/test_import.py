@@ -17,7 +17,8 @@ from mnv2det.check.run import check_data
 from mnv2det.cli import main
 from mnv2det.errors import ConfigError, DataError
 from mnv2det.importing.export_data import export_data
-from mnv2det.importing.import_data import RECORD, import_data
+from mnv2det.importing.folder import RECORD
+from mnv2det.importing.import_data import import_data
 from mnv2det.labels.recognise import recognise
 
 NAMES = ("background", "road", "tree")
