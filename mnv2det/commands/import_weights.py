@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mnv2det.convert.ncnn.layers import is_ncnn
+from mnv2det.convert.tensorflow.paths import is_tensorflow
 from mnv2det.convert.tflite.reader import is_tflite
 from mnv2det.errors import ConfigError, WeightsError
 from mnv2det.io import evenly_spread, is_watched
@@ -55,6 +56,12 @@ def _convert_ncnn(source: str, labels: str | None) -> Converted:
     return convert_ncnn(source, labels=labels)
 
 
+def _convert_tensorflow(source: str, labels: str | None) -> Converted:
+    from mnv2det.convert.tensorflow.convert import convert_tensorflow
+
+    return convert_tensorflow(source, labels=labels)
+
+
 def _convert_state_dict(source: str, labels: str | None) -> Converted:
     from mnv2det.convert.state_dict import convert_state_dict
 
@@ -78,6 +85,9 @@ FORMATS = (
     WeightFormat("a TFLite file", lambda source, start: is_tflite(start), _convert_tflite),
     WeightFormat("an ncnn .param", _is_ncnn, _convert_ncnn),
     WeightFormat("a file of torch.save", _is_state_dict, _convert_state_dict),
+    WeightFormat(
+        "a graph or checkpoint of TensorFlow", lambda source, start: is_tensorflow(source), _convert_tensorflow
+    ),
 )
 
 
@@ -158,7 +168,7 @@ def import_weights(
 def _recognise(source: str) -> WeightFormat:
     """The format of a source."""
     start = b""
-    if not is_download(source):
+    if not is_download(source) and not is_tensorflow(source):
         try:
             with open(source, "rb") as file:
                 start = file.read(16)

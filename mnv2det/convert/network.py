@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +16,7 @@ from mnv2det.convert.labels import read_labels
 from mnv2det.convert.matching import first_match
 from mnv2det.errors import WeightsError
 from mnv2det.models.weight_file import Header
+from mnv2det.ops.anchors import Shape, level_shapes
 from mnv2det.structures import Fit, Preprocess
 
 HALF = (0.5, 0.5, 0.5)
@@ -114,3 +117,19 @@ def _input_range(info: TensorInfo) -> tuple[float, float]:
         return -1.0, 1.0
     lowest, scale, zero = 0 if info.kind == "UINT8" else -128, float(info.scale[0]), int(info.zero_point[0])
     return (lowest - zero) * scale, (lowest + 255 - zero) * scale
+
+
+def anchor_args(levels: Sequence[list[Shape]]) -> dict[str, Any]:
+    """The head's arguments for these anchors: evenly spaced scales if they make them, else a list of all."""
+    even: dict[str, Any] = {
+        "min_scale": levels[0][0][0],
+        "max_scale": levels[-1][0][0],
+        "ratios": [ratio for _, ratio in levels[-1][:-1]],
+        "lowest": [list(shape) for shape in levels[0]],
+    }
+    spaced = level_shapes(len(levels), **even)
+    if even["ratios"] and even["min_scale"] <= even["max_scale"] and list(map(len, levels)) == list(map(len, spaced)):
+        numbers, wanted = ([*chain(*chain(*shapes))] for shapes in (levels, spaced))
+        if all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(numbers, wanted, strict=True)):
+            return even
+    return {"anchors": [[list(shape) for shape in level] for level in levels]}

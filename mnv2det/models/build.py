@@ -18,6 +18,11 @@ from mnv2det.registry import BACKBONES, HEADS, ComponentArgs, bind_all
 from mnv2det.schema import is_download
 from mnv2det.structures import Preprocess
 
+# arguments of a backbone that its weights decide
+FROM_WEIGHTS = (
+    "width", "divisor", "last_channels", "padding", "norm_eps", "expansion", "act", "bottleneck_act", "shortcut",
+)  # fmt: skip
+
 
 def weights_of(source: str | os.PathLike[str]) -> Path:
     """Finds the weight file of a run folder; a weight file is its own.
@@ -196,11 +201,7 @@ def _agree(model: ModelConfig, header: Header) -> dict[str, Any]:
         raise ConfigError(
             f"model.backbone.name: '{model.backbone.name}', but {model.weights} holds '{header.backbone['name']}'"
         )
-    args = {
-        key: header.backbone["args"][key]
-        for key in ("width", "padding", "norm_eps", "expansion", "act", "bottleneck_act", "shortcut")
-        if key in header.backbone["args"]
-    }
+    args = {key: header.backbone["args"][key] for key in FROM_WEIGHTS if key in header.backbone["args"]}
     for key, value in args.items():
         given = model.backbone.args.get(key, value)
         if given != value:

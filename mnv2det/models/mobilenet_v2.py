@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -18,7 +19,7 @@ from mnv2det.models.layers import (
     init_weights,
     make_divisible,
 )
-from mnv2det.ranges import NormEpsilon, Share, Width
+from mnv2det.ranges import NormEpsilon, PositiveInt, Share, Width
 from mnv2det.registry import BACKBONES
 from mnv2det.structures import FeatureInfo
 
@@ -41,6 +42,10 @@ class MobileNetV2(Backbone):
     Args:
         width: Multiplier of all channel counts but the last, which never shrinks below 1280
             (paper, section 4: "for multipliers less than one").
+        divisor: What channel counts are multiples of: 8 as in the paper's code, or 1 as in DeepLab's for widths
+            below 1.
+        last_channels: Of the last convolution; null takes the paper's. The Object Detection API's are 1280 times the
+            width for widths below 1 as well.
         output_stride: 32, 16 or 8. A layer that would exceed it loses its stride but keeps its
             dilation; only later layers double theirs. So the last map, read at stride 32
             (tap ``last/32``), is the same for every output stride.
@@ -60,6 +65,8 @@ class MobileNetV2(Backbone):
         self,
         *,
         width: Width = 1.0,
+        divisor: Literal[1, 8] = 8,
+        last_channels: PositiveInt | None = None,
         output_stride: Literal[8, 16, 32] = 32,
         padding: Padding = "symmetric",
         norm_eps: NormEpsilon = 1e-3,
@@ -71,7 +78,7 @@ class MobileNetV2(Backbone):
     ) -> None:
         super().__init__()
         self.padding: Padding = padding
-        channels = make_divisible(32 * width)
+        channels = make_divisible(32 * width, divisor)
         self.stem = ConvNorm(3, channels, 3, stride=2, pad=padding, act=act, eps=norm_eps, momentum=norm_momentum)
         known = {"image": FeatureInfo(3, 1), "stem": FeatureInfo(channels, 2)}
         self.blocks = nn.ModuleList()
@@ -80,7 +87,7 @@ class MobileNetV2(Backbone):
         self.carrying: set[int] = set()
         for published, base, repeats, first_stride in TABLE_2:
             times = expansion if published > 1 else 1
-            outputs = make_divisible(base * width)
+            outputs = make_divisible(base * width, divisor)
             for repeat in range(repeats):
                 step = first_stride if repeat == 0 else 1
                 number, lost = len(self.blocks) + 1, 1
@@ -111,7 +118,7 @@ class MobileNetV2(Backbone):
                 dilation *= lost
                 channels = outputs
                 known[f"block{number}"] = FeatureInfo(channels, stride)
-        last = max(1280, make_divisible(1280 * width))
+        last = last_channels or max(1280, make_divisible(1280 * width, divisor))
         self.last: ConvNorm | None = ConvNorm(channels, last, act=act, eps=norm_eps, momentum=norm_momentum)
         known["last"] = FeatureInfo(last, stride)
         self.features = Features(known)
@@ -161,8 +168,8 @@ class MobileNetV2(Backbone):
             yield f"block{number}", x
 
 
-def width_of(stem: int, outputs: list[int], *, where: str) -> float:
-    """Finds the width multiplier that gives these channel counts.
+def width_of(stem: int, outputs: list[int], *, where: str) -> tuple[float, int]:
+    """Finds the width multiplier and divisor that give these channel counts.
 
     Args:
         stem: Channels of the first convolution.
@@ -173,8 +180,9 @@ def width_of(stem: int, outputs: list[int], *, where: str) -> float:
         WeightsError: No multiplier from 0.05 to 4 in steps of 0.05 gives them.
     """
     # the usual multipliers first: several can give the same channels
-    for width in (1.0, 0.35, 0.5, 0.75, 1.3, 1.4, *(round(0.05 * n, 2) for n in range(1, 81))):
-        rows = [make_divisible(base * width) for _, base, repeats, _ in TABLE_2 for _ in range(repeats)]
-        if stem == make_divisible(32 * width) and outputs == rows:
-            return width
+    usual = (1.0, 0.35, 0.5, 0.75, 1.3, 1.4, *(round(0.05 * n, 2) for n in range(1, 81)))
+    for divisor, width in product((8, 1), usual):
+        rows = [make_divisible(base * width, divisor) for _, base, repeats, _ in TABLE_2 for _ in range(repeats)]
+        if stem == make_divisible(32 * width, divisor) and outputs == rows:
+            return width, divisor
     raise WeightsError(f"{where}: channels {[stem, *outputs]} are those of no MobileNetV2 width multiplier")

@@ -34,7 +34,7 @@ def convert_torchvision(state: Mapping[str, Tensor], *, where: str) -> tuple[dic
     theirs = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
     if "features.18.0.weight" not in theirs or "features.0.0.weight" not in theirs:
         raise WeightsError(f"{where}: not a torchvision mobilenet_v2: tensor 'features.18.0.weight' is missing")
-    width = width_of(
+    width, _ = width_of(
         theirs["features.0.0.weight"].shape[0],
         [
             theirs[f"features.{n}.conv.{1 if n == 1 else 2}.weight"].shape[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import chain, product
+from itertools import product
 from typing import Any
 
 import torch
@@ -14,13 +14,13 @@ from mnv2det.convert.graph import Graph, Operator
 from mnv2det.convert.labels import default_names
 from mnv2det.convert.matching import NORM_EPS, GraphMatcher, candidate_widths, first_match, weight_and_bias
 from mnv2det.convert.ncnn.layers import REST
-from mnv2det.convert.network import ImportedNetwork
+from mnv2det.convert.network import ImportedNetwork, anchor_args
 from mnv2det.convert.operators import describe_linear
 from mnv2det.errors import WeightsError
 from mnv2det.models.layers import ConvNorm, Padding
 from mnv2det.models.mobilenet_v2 import MobileNetV2
 from mnv2det.models.ssdlite import SSDLite
-from mnv2det.ops.anchors import Shape, level_shapes
+from mnv2det.ops.anchors import Shape
 from mnv2det.ops.boxes import CENTER_SCALE, SIZE_SCALE
 from mnv2det.structures import VOC_CLASSES
 
@@ -103,7 +103,7 @@ def _match(graph: Graph, where: str, width: float, padding: Padding) -> Imported
         {"width": width, "padding": padding, "norm_eps": NORM_EPS},
         "det",
         "ssdlite",
-        {"extras": extras, "padding": padding, **_anchor_args(shapes), "norm_eps": NORM_EPS, **decoding},
+        {"extras": extras, "padding": padding, **anchor_args(shapes), "norm_eps": NORM_EPS, **decoding},
         default_names(classes, VOC_CLASSES),
         private_background=True,
         provenance=provenance,
@@ -189,22 +189,6 @@ def _reorder(rows: Tensor, order: list[int], factors: Tensor | None = None) -> T
     if factors is not None:
         groups = (groups * factors.view(-1, *[1] * (rows.dim() - 1))).float()
     return groups.flatten(0, 1)
-
-
-def _anchor_args(levels: Sequence[list[Shape]]) -> dict[str, Any]:
-    """The head's arguments for these anchors: evenly spaced scales if they make them, else a list of all."""
-    even: dict[str, Any] = {
-        "min_scale": levels[0][0][0],
-        "max_scale": levels[-1][0][0],
-        "ratios": [ratio for _, ratio in levels[-1][:-1]],
-        "lowest": [list(shape) for shape in levels[0]],
-    }
-    spaced = level_shapes(len(levels), **even)
-    if even["ratios"] and even["min_scale"] <= even["max_scale"] and list(map(len, levels)) == list(map(len, spaced)):
-        numbers, wanted = ([*chain(*chain(*shapes))] for shapes in (levels, spaced))
-        if all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(numbers, wanted, strict=True)):
-            return even
-    return {"anchors": [[list(shape) for shape in level] for level in levels]}
 
 
 def _match_decoding(matcher: GraphMatcher, outputs: Sequence[tuple[int, int, int]], classes: int) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Files of TensorFlow, read without it: frozen graphs, saved models, checkpoints."""

@@ -1,0 +1,136 @@
+"""Converts files of TensorFlow 1: frozen graphs, saved models and checkpoints of the authors' networks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mnv2det.convert.labels import detector_names, read_labels
+from mnv2det.convert.network import HALF, ImportedNetwork
+from mnv2det.convert.tensorflow import classifier, deeplab, ssdlite
+from mnv2det.convert.tensorflow.checkpoint import read_checkpoint
+from mnv2det.convert.tensorflow.graph_def import read_graph
+from mnv2det.convert.tensorflow.paths import GRAPHS
+from mnv2det.convert.tensorflow.variables import Variables
+from mnv2det.errors import WeightsError
+from mnv2det.models.weight_file import Header
+from mnv2det.structures import Preprocess
+
+SAVED_VARIABLES = "variables/variables"  # of a saved model that is not frozen
+PUBLISHED_SIZES = {"det": (300, 300), "seg": (513, 513), "cls": (224, 224)}  # where the file states none
+
+
+def convert_tensorflow(
+    source: str | os.PathLike[str], *, labels: str | os.PathLike[str] | None = None
+) -> tuple[dict[str, Tensor], Header]:
+    """Reads an SSDLite of the Object Detection API, a classifier of slim or a Mobile DeepLabv3.
+
+    Args:
+        source: A frozen graph, a saved model's folder or file, a checkpoint's prefix or any of its files, or a folder
+            with one of these.
+        labels: Class names, see `read_labels`; classes without a name are left out.
+
+    Returns:
+        Tensors of the backbone and the head, and the header. Batch norm is as it was trained, so that training can go
+        on from it.
+
+    Raises:
+        WeightsError: A file is missing or damaged, or holds another network; the message names the first layer that
+            differs.
+    """
+    where = str(source)
+    variables = read_variables(Path(source))
+    imported = _map(variables, where)
+    size = _input_size(variables) or PUBLISHED_SIZES[imported.task]
+    classes = imported.classes
+    if labels is not None and imported.task == "det":
+        classes = _name_classes(imported.tensors, detector_names(labels, len(classes)))
+    elif labels is not None:
+        classes = read_labels(labels, len(classes))
+    header = Header(
+        backbone={"name": "mobilenet_v2", "args": imported.backbone},
+        heads={imported.task: {"name": imported.head, "args": imported.head_args}},
+        classes={imported.task: classes},
+        preprocess=Preprocess(size, HALF, HALF, imported.fit),
+        provenance={
+            "source": variables.source,
+            "sha256": variables.sha256,
+            **({"parts": dict(variables.parts)} if variables.parts else {}),
+            **imported.provenance,
+        },
+    )
+    return imported.tensors, header
+
+
+def read_variables(path: Path) -> Variables:
+    """Reads whatever file of TensorFlow a path means; arguments and errors as those of `convert_tensorflow`."""
+    if path.is_dir():
+        found = next((path / name for name in GRAPHS if (path / name).is_file()), None)
+        path = found or _newest_checkpoint(path)
+    if path.suffix == ".pb":
+        variables = read_graph(path)
+        if not variables.arrays and path.with_name(f"{SAVED_VARIABLES}.index").is_file():
+            return read_checkpoint(path.with_name(SAVED_VARIABLES))
+        if path.name == "saved_model.pb" and (path.parent / f"{SAVED_VARIABLES}.index").is_file():
+            stored = read_checkpoint(path.parent / SAVED_VARIABLES)
+            stored.arrays = {**variables.arrays, **stored.arrays}
+            stored.kinds, stored.inputs = variables.kinds, variables.inputs
+            return stored
+        return variables
+    name = path.name.removesuffix(".index").removesuffix(".meta").partition(".data-")[0]
+    return read_checkpoint(path.with_name(name))
+
+
+def _newest_checkpoint(folder: Path) -> Path:
+    """The prefix of the checkpoint in a folder that was trained longest."""
+    steps = []
+    for index in folder.glob("*.index"):
+        prefix = index.name.removesuffix(".index")
+        step = prefix.rpartition("-")[2]
+        steps.append((int(step) if step.isdecimal() and len(step) < 12 else 0, prefix))
+    if not steps:
+        raise WeightsError(f"{folder}: neither {' nor '.join(GRAPHS)} in it, nor a checkpoint")
+    return folder / max(steps)[1]
+
+
+def _map(variables: Variables, where: str) -> ImportedNetwork:
+    """The network that the names are of."""
+    names = variables.arrays
+    if any(name.startswith(f"{ssdlite.SCOPE}/") for name in names):
+        return ssdlite.map_ssdlite(variables, where)
+    if f"{deeplab.LOGITS}/weights" in names:
+        return deeplab.map_deeplab(variables, where)
+    if f"{classifier.LOGITS}/weights" in names:
+        return classifier.map_classifier(variables, where)
+    scopes = sorted({"/".join(name.split("/")[:2]) for name in names if name.endswith("weights")})
+    found = ", ".join(scopes[:4]) if scopes else f"{len(names)} tensors, none of them weights"
+    raise WeightsError(
+        f"{where}: {variables.format}, but neither an SSDLite, a classifier nor a DeepLab on MobileNetV2 with"
+        f" TensorFlow's names (it has {found[:200]})"
+    )
+
+
+def _name_classes(tensors: dict[str, Tensor], names: list[str]) -> list[str]:
+    """Leaves out the rows of classes without a name, and returns the names of the others."""
+    kept = torch.tensor([0, *(number for number, name in enumerate(names, 1) if name)])
+    for key, rows in tensors.items():
+        if key.startswith("heads.det.class_predictors.") and key.endswith((".1.weight", ".1.bias")):
+            tensors[key] = rows.unflatten(0, (-1, len(names) + 1))[:, kept].flatten(0, 1)
+    return [name for name in names if name]
+
+
+def _input_size(variables: Variables) -> tuple[int, int] | None:
+    """(H, W) to which a graph resizes pictures; None where it does not say."""
+    for name, kind in variables.kinds.items():
+        reads = variables.inputs[name]
+        if kind == "ResizeBilinear" and name.startswith("Preprocessor/") and len(reads) == 2:
+            size = variables.arrays.get(reads[1])
+            if size is not None and size.shape == (2,) and np.issubdtype(size.dtype, np.integer):
+                height, width = (int(side) for side in size)
+                if 32 <= height <= 8192 and 32 <= width <= 8192:
+                    return height, width
+    return None

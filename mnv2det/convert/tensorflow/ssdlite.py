@@ -1,0 +1,170 @@
+"""SSDLite detectors of TensorFlow's Object Detection API."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mnv2det.convert.labels import default_names
+from mnv2det.convert.network import ImportedNetwork, anchor_args
+from mnv2det.convert.tensorflow.named import NORM_EPS, NamedLayers
+from mnv2det.convert.tensorflow.variables import Variables
+from mnv2det.errors import WeightsError
+from mnv2det.models.layers import Conv, ConvNorm
+from mnv2det.models.ssdlite import SSDLite
+from mnv2det.ops.anchors import Shape, level_shapes
+
+SCOPE = "FeatureExtractor/MobilenetV2"
+EXTRA = rf"{SCOPE}/layer_19_2_Conv2d_(\d+)_3x3_s2_(\d+)/weights"
+GENERATOR = "MultipleGridAnchorGenerator"
+SUPPRESSION = re.compile(r"Postprocessor/.*/(iou_threshold|score_threshold)")
+# the box code of the API is y, x, height, width; ours x, y, width, height
+CODE_ORDER = [1, 0, 3, 2]
+
+
+def map_ssdlite(variables: Variables, where: str) -> ImportedNetwork:
+    """Takes the backbone and head ``det``.
+
+    Args:
+        variables: From a reader.
+        where: Name of the file, for messages.
+
+    Raises:
+        WeightsError: It is another network; the message names the first layer that differs.
+    """
+    layers = NamedLayers(variables, where=where, network="MobileNetV2 SSDLite")
+    backbone, backbone_args = layers.take_mobilenet_v2(SCOPE)
+    extras = sorted((int(match[1]), int(match[2])) for match in layers.names(EXTRA))
+    levels = 2 + len(extras)
+    counts, classes = _counts(layers, levels)
+    shapes, stated = _anchors(variables, counts)
+    args: dict[str, Any] = {"extras": [layers.shape(_extra(*extra)[1] + "/weights")[-1] for extra in extras]}
+    args |= {"padding": "same", "norm_eps": NORM_EPS, **anchor_args(shapes), "score": _score(variables)}
+    with torch.device("meta"):  # only the shapes matter
+        head = SSDLite(backbone.features, classes=classes, **_frozen(args))
+    for number, (extra, level) in enumerate(zip(extras, head.extras, strict=True)):
+        narrow, wide = _extra(*extra)
+        for index, (layer, theirs) in enumerate(
+            zip(level.children(), (narrow, f"{wide}_depthwise", wide), strict=True)
+        ):
+            assert isinstance(layer, ConvNorm)
+            layers.take_layer(layer, f"heads.det.extras.{number}.{index}", theirs)
+    for number in range(levels):
+        for branch, theirs in (("box", "BoxEncodingPredictor"), ("class", "ClassPredictor")):
+            depthwise, linear = getattr(head, f"{branch}_predictors")[number]
+            ours, scope = f"heads.det.{branch}_predictors.{number}", f"BoxPredictor_{number}/{theirs}"
+            assert isinstance(linear, Conv)
+            layers.take_layer(depthwise, f"{ours}.0", f"{scope}_depthwise")
+            layers.take_linear(linear, f"{ours}.1", scope)
+            if branch == "box":
+                for name in (f"{ours}.1.weight", f"{ours}.1.bias"):
+                    layers.tensors[name] = _reorder(layers.tensors[name])
+    layers.check_all_taken([SCOPE, *(f"BoxPredictor_{number}" for number in range(levels + 1))])
+    provenance = {} if stated else {"anchors": "the Object Detection API's defaults; the file does not state them"}
+    return ImportedNetwork(
+        layers.tensors,
+        backbone_args,
+        "det",
+        "ssdlite",
+        {**args, **_suppression(variables)},
+        default_names(classes),
+        private_background=True,
+        provenance=provenance,
+    )
+
+
+def _extra(number: int, channels: int) -> tuple[str, str]:
+    """The scopes of an extra level: its 1x1 convolution, and its 3x3 of stride 2."""
+    return (
+        f"{SCOPE}/layer_19_1_Conv2d_{number}_1x1_{channels // 2}",
+        f"{SCOPE}/layer_19_2_Conv2d_{number}_3x3_s2_{channels}",
+    )
+
+
+def _counts(layers: NamedLayers, levels: int) -> tuple[list[int], int]:
+    """Anchors per cell of every level, and the number of classes without the background."""
+    counts, classes = [], 0
+    for number in range(levels):
+        codes = layers.shape(f"BoxPredictor_{number}/BoxEncodingPredictor/weights")[-1]
+        logits = layers.shape(f"BoxPredictor_{number}/ClassPredictor/weights")[-1]
+        if codes < 4 or codes % 4 or logits % (codes // 4):
+            raise WeightsError(
+                f"{layers.error_prefix} BoxPredictor_{number} has {codes} box codes and {logits} logits of a cell"
+            )
+        counts.append(codes // 4)
+        classes = logits * 4 // codes - 1
+    if classes < 1:
+        raise WeightsError(f"{layers.error_prefix} no class but the background")
+    return counts, classes
+
+
+def _anchors(variables: Variables, counts: list[int]) -> tuple[list[list[Shape]], bool]:
+    """The (scale, ratio) pairs of every level, and whether the file states them.
+
+    A graph holds both lists for each level, as its anchor generator computed them.
+    """
+    ratios: list[NDArray[np.generic]] = []
+    scales: list[NDArray[np.generic]] = []
+    for name, array in variables.arrays.items():
+        if not name.startswith(f"{GENERATOR}/") or array.dtype.kind != "f" or array.ndim != 1:
+            continue
+        if name.partition("/")[2].startswith("Sqrt"):
+            ratios.append(array)
+        elif len(scales) < len(ratios) and len(array) == len(ratios[-1]):
+            scales.append(array)
+    if [len(array) for array in ratios] == counts == [len(array) for array in scales]:
+        levels = [
+            [(_number(scale), _number(ratio)) for scale, ratio in zip(*level, strict=True)]
+            for level in zip(scales, ratios, strict=True)
+        ]
+        if all(1e-4 < value < 1e3 for level in levels for shape in level for value in shape):
+            return levels, True
+    published = [list(level) for level in level_shapes(len(counts))]
+    if [len(level) for level in published] != counts:
+        raise WeightsError(
+            f"{variables.source}: {counts} anchors of the levels; the file does not state them, and the Object"
+            f" Detection API's defaults are {[len(level) for level in published]}"
+        )
+    # the API's default configuration writes a third as .3333
+    return [[(scale, round(ratio, 4)) for scale, ratio in level] for level in published], False
+
+
+def _number(value: Any) -> float:
+    """A float32 as it was written."""
+    return float(f"{float(value):.7g}")
+
+
+def _score(variables: Variables) -> str:
+    """How logits become scores; the API's SSDs have sigmoids where the file does not say."""
+    return "softmax" if variables.kinds.get("Postprocessor/convert_scores") == "Softmax" else "sigmoid"
+
+
+def _suppression(variables: Variables) -> dict[str, float]:
+    """IoU and score thresholds, where the file states them."""
+    keys = {"iou_threshold": "nms_iou", "score_threshold": "score_threshold"}
+    stated = {}
+    for name, array in variables.arrays.items():
+        match = SUPPRESSION.fullmatch(name)
+        if match and array.size == 1 and 0 <= (value := float(array.ravel()[0])) <= 1 and math.isfinite(value):
+            stated[keys[match[1]]] = float(f"{value:.6g}")
+    return stated
+
+
+def _reorder(rows: Tensor) -> Tensor:
+    """Brings the rows of box codes, (anchor, value) along the first axis, into our order of values."""
+    return rows.view(-1, 4, *rows.shape[1:])[:, CODE_ORDER].flatten(0, 1)
+
+
+def _frozen(args: dict[str, Any]) -> dict[str, Any]:
+    """The same with tuples in place of lists, as the head's signature has them."""
+    return {key: _tuples(value) for key, value in args.items()}
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

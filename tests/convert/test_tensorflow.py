@@ -1,0 +1,226 @@
+"""Files of TensorFlow 1, written here as its authors stored their networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tensorflow_writer import arrays_of, frozen_graph, random_model, saved_model, write_checkpoint
+
+from mnv2det.commands.import_weights import import_weights
+from mnv2det.convert.labels import COCO_IDS, detector_names, read_label_map
+from mnv2det.convert.tensorflow.convert import convert_tensorflow
+from mnv2det.errors import WeightsError
+from mnv2det.models.build import from_file
+from mnv2det.models.model import Model
+
+pytestmark = pytest.mark.heavy
+
+FORMS = ("graph", "saved_model", "saved_variables", "checkpoint", "shards")
+
+
+def write(form: str, folder: Path, arrays: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    if form == "graph":
+        (folder / "net.pb").write_bytes(frozen_graph(arrays, (96, 128)))
+        return folder / "net.pb"
+    if form == "saved_model":
+        (folder / "saved_model.pb").write_bytes(saved_model(frozen_graph(arrays, (96, 128))))
+        return folder
+    if form == "saved_variables":
+        (folder / "saved_model.pb").write_bytes(saved_model(frozen_graph({}, (96, 128))))
+        write_checkpoint(folder / "variables/variables", arrays)
+        return folder
+    return write_checkpoint(folder / "model.ckpt-400", arrays, block=300, shards=3 if form == "shards" else 1)
+
+
+@pytest.fixture(scope="module")
+def detector() -> Model:
+    return random_model("det")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("task", ["det", "cls", "seg"])
+def test_every_form_brings_the_same_weights(tmp_path: Path, task: str, form: str):
+    model = random_model(task)
+    tensors, header = convert_tensorflow(write(form, tmp_path / "net", arrays_of(model, task)))
+    own = model.state_dict()
+    assert tensors.keys() == own.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, own[name]), name
+    assert header.trainable
+    if form in ("graph", "saved_model", "saved_variables"):
+        assert header.preprocess.input_size == (96, 128)
+    else:
+        assert header.preprocess.input_size == {"det": (300, 300), "cls": (224, 224), "seg": (513, 513)}[task]
+
+
+def test_what_was_imported_computes_the_same(tmp_path: Path, detector: Model):
+    source = write("graph", tmp_path, arrays_of(detector, "det"))
+    import_weights(source, tmp_path / "w.safetensors", progress=False)
+    again, header = from_file(str(tmp_path / "w.safetensors"))
+    image = torch.rand(1, 3, 96, 128) * 2 - 1
+    with torch.no_grad():
+        found, expected = again.eval()(image)["det"], detector(image)["det"]
+    for name in ("logits", "codes"):
+        assert torch.equal(found[name], expected[name])
+    assert header.heads["det"]["args"]["nms_iou"] == 0.55
+    assert header.classes == {"det": ["0", "1", "2"]}
+
+
+@pytest.mark.parametrize(
+    ("width", "divisor", "last"), [(0.5, 8, 640), (0.75, 8, 960), (0.35, 1, None), (0.5, 1, None), (1.4, 8, None)]
+)
+def test_widths_are_found_as_published(tmp_path: Path, width: float, divisor: int, last: int | None):
+    extra = {} if last is None else {"last_channels": last}
+    model = random_model("det", width=width, divisor=divisor, extras=(32, 16, 16, 16), **extra)
+    tensors, header = convert_tensorflow(write("checkpoint", tmp_path, arrays_of(model, "det")))
+    args = header.backbone["args"]
+    assert (args["width"], args.get("divisor", 8), args.get("last_channels")) == (width, divisor, last)
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_moving_averages_are_preferred_and_the_optimizers_variables_left_out(tmp_path: Path, detector: Model):
+    arrays = arrays_of(detector, "det")
+    trained = {name: array + 1 for name, array in arrays.items()}
+    trained |= {f"{name}/ExponentialMovingAverage": array for name, array in arrays.items()}
+    trained |= {f"{name}/{slot}": array * 0 for name, array in arrays.items() for slot in ("RMSProp", "Momentum")}
+    trained["global_step"] = np.array(7, np.int64)
+    tensors, header = convert_tensorflow(write("checkpoint", tmp_path, trained))
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in detector.state_dict().items())
+    assert "model.ckpt-400.index" in header.provenance["source"]
+
+
+def test_the_newest_checkpoint_of_a_folder_is_taken(tmp_path: Path, detector: Model):
+    arrays = arrays_of(detector, "det")
+    for step in (90, 1200, 300):
+        write_checkpoint(tmp_path / f"model.ckpt-{step}", {name: array + step for name, array in arrays.items()})
+    tensors, _ = convert_tensorflow(tmp_path)
+    bias = "heads.det.class_predictors.0.1.bias"
+    assert torch.equal(tensors[bias], detector.state_dict()[bias] + 1200)
+
+
+def test_anchors_of_the_graph_are_taken_and_others_are_the_apis(tmp_path: Path, detector: Model):
+    arrays, shapes = arrays_of(detector, "det"), {}
+    for level, count in enumerate((3, 6, 6, 6, 6, 6)):
+        suffix = f"_{level}" if level else ""
+        shapes[f"MultipleGridAnchorGenerator/Sqrt{suffix}/x"] = np.linspace(1, 2, count, dtype=np.float32)
+        shapes[f"MultipleGridAnchorGenerator/truediv{suffix}/x"] = np.full(count, 0.1 * (level + 1), np.float32)
+    _, header = convert_tensorflow(write("graph", tmp_path / "stated", {**arrays, **shapes}))
+    assert header.heads["det"]["args"]["anchors"][1][:2] == [[0.2, 1.0], [0.2, 1.2]]
+    assert "anchors" not in header.provenance
+    _, header = convert_tensorflow(write("graph", tmp_path / "silent", arrays))
+    assert header.provenance["anchors"].startswith("the Object Detection API's defaults")
+    assert header.heads["det"]["args"]["anchors"][0] == [[0.1, 1.0], [0.2, 2.0], [0.2, 0.5]]
+
+
+def test_classes_without_a_name_are_left_out(tmp_path: Path):
+    model = random_model("det", classes=4)
+    (tmp_path / "map.pbtxt").write_text(
+        "item {\n  id: 1 # first\n  name: '/m/01'\n  display_name: \"cat\"\n}\nitem { name: 'dog' id: 4 }\n"
+    )
+    tensors, header = convert_tensorflow(
+        write("checkpoint", tmp_path / "net", arrays_of(model, "det")), labels=tmp_path / "map.pbtxt"
+    )
+    assert header.classes == {"det": ["cat", "dog"]}
+    rows = model.state_dict()["heads.det.class_predictors.1.1.bias"].view(6, 5)[:, [0, 1, 4]].flatten()
+    assert torch.equal(tensors["heads.det.class_predictors.1.1.bias"], rows)
+
+
+def test_named_class_lists():
+    assert detector_names("coco90", 90) == COCO_IDS
+    assert sum(map(bool, COCO_IDS)) == 80
+    assert detector_names("voc", 20)[14] == "person"
+    with pytest.raises(WeightsError, match="coco90: names of 90 classes, but the network has 20"):
+        detector_names("coco90", 20)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no items"),
+        ("item { id: 1 }", "item 1 has no name"),
+        ("item { name: 'a' }", "item 1 has no id"),
+        ("item { name: 'a' id: -1 }", "item 1 has no id"),
+        ("item { name: 'a' id: 1 } item { name: 'b' id: 1 }", "item 2 has the id or name of another: 1 'b'"),
+        ("item { name: 'a' id: 1 } item { name: 'a' id: 2 }", "item 2 has the id or name of another: 2 'a'"),
+    ],
+)
+def test_broken_label_maps_are_named(tmp_path: Path, text: str, message: str):
+    (tmp_path / "m.pbtxt").write_text(text)
+    with pytest.raises(WeightsError, match=message):
+        read_label_map(tmp_path / "m.pbtxt")
+
+
+def refusal(source: Path) -> str:
+    with pytest.raises(WeightsError) as caught:
+        convert_tensorflow(source)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_another_network_is_named_by_its_first_layer_that_differs(tmp_path: Path, detector: Model):
+    arrays = arrays_of(detector, "det")
+    scope = "FeatureExtractor/MobilenetV2"
+    lacking = {name: array for name, array in arrays.items() if "expanded_conv_5/depthwise/depth" not in name}
+    assert f"no '{scope}/expanded_conv_5/depthwise/depthwise_weights'" in refusal(
+        write("graph", tmp_path / "a", lacking)
+    )
+    wrong = {**arrays, f"{scope}/expanded_conv_3/expand/weights": np.zeros((1, 1, 8, 9), np.float32)}
+    assert "expanded_conv_3/expand/weights' is [1, 1, 8, 9], expected [1, 1, " in refusal(
+        write("graph", tmp_path / "b", wrong)
+    )
+    more = {**arrays, "BoxPredictor_6/ClassPredictor/weights": np.zeros((1, 1, 8, 9), np.float32)}
+    assert "also has 'BoxPredictor_6/ClassPredictor/weights'" in refusal(write("graph", tmp_path / "c", more))
+    folded = {name: array for name, array in arrays.items() if "Conv/BatchNorm" not in name}
+    folded[f"{scope}/Conv/biases"] = np.zeros(16, np.float32)
+    assert "its batch norm was folded away" in refusal(write("graph", tmp_path / "d", folded))
+    nan = {**arrays, f"{scope}/Conv/BatchNorm/beta": np.full(16, np.nan, np.float32)}
+    assert "Conv/BatchNorm/beta' has values that are not finite" in refusal(write("graph", tmp_path / "e", nan))
+    other = {"resnet_v1_50/conv1/weights": np.zeros((7, 7, 3, 64), np.float32)}
+    assert "neither an SSDLite, a classifier nor a DeepLab" in refusal(write("graph", tmp_path / "f", other))
+
+
+def test_what_is_missing_is_said(tmp_path: Path, detector: Model):
+    assert "neither frozen_inference_graph.pb nor saved_model.pb in it" in refusal(tmp_path)
+    prefix = write_checkpoint(tmp_path / "m", arrays_of(detector, "det"))
+    Path(f"{prefix}.data-00000-of-00001").unlink()
+    assert "m.data-00000-of-00001: no such checkpoint's values" in refusal(prefix)
+    (tmp_path / "empty.pb").write_bytes(b"")
+    assert "damaged, or no graph of TensorFlow's (no nodes)" in refusal(tmp_path / "empty.pb")
+
+
+@pytest.fixture(scope="module")
+def whole(detector: Model) -> dict[str, bytes]:
+    """Files of a small network, to be damaged: that all of it is there does not matter for the readers."""
+    arrays = dict(list(arrays_of(detector, "det").items())[:20])
+    return {"graph": frozen_graph(arrays, (96, 96)), "model": saved_model(frozen_graph(arrays, (96, 96)))}
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_damaged_graphs_are_errors_of_one_line(tmp_path: Path, whole: dict[str, bytes], data: st.DataObject):
+    damaged = bytearray(whole[data.draw(st.sampled_from(sorted(whole)))])
+    for _ in range(data.draw(st.integers(1, 5))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    del damaged[data.draw(st.integers(0, len(damaged))) :]
+    (tmp_path / "n.pb").write_bytes(damaged)
+    refusal(tmp_path / "n.pb")
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_damaged_checkpoints_are_errors_of_one_line(tmp_path: Path, detector: Model, data: st.DataObject):
+    arrays = dict(list(arrays_of(detector, "det").items())[:20])
+    prefix = write_checkpoint(tmp_path / "m", arrays, block=200)
+    index = Path(f"{prefix}.index")
+    damaged = bytearray(index.read_bytes())
+    for _ in range(data.draw(st.integers(1, 5))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    index.write_bytes(damaged)
+    refusal(prefix)
