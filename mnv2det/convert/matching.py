@@ -7,7 +7,8 @@ ends the matching with a message that quotes both.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from itertools import product
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -219,13 +220,22 @@ def first_match(candidates: Sequence[Candidate], attempt: Callable[[Candidate], 
     raise max(errors, key=lambda error: error.position)
 
 
-def candidate_widths(graph: Graph) -> list[float]:
-    """Width multipliers that give the first convolution the channels it has; 1.0 if none does.
+def candidate_widths(graph: Graph, divisors: Sequence[int] = (8,)) -> list[dict[str, Any]]:
+    """Arguments of `MobileNetV2` that give the first convolution the channels it has; width 1 if none does.
 
     No two multipliers give all layers the same channels, so at most one of them matches the whole backbone.
+
+    Args:
+        graph: From a reader.
+        divisors: What channels may be multiples of.
     """
     stem = next((len(operator.weight) for operator in graph.operators if operator.weight is not None), 0)
-    return [width for width in WIDTHS if make_divisible(32 * width) == stem] or [1.0]
+    found: list[dict[str, Any]] = [
+        {"width": width, **({} if divisor == 8 else {"divisor": divisor})}
+        for divisor, width in product(divisors, WIDTHS)
+        if make_divisible(32 * width, divisor) == stem
+    ]
+    return found or [{"width": 1.0}]
 
 
 def weight_and_bias(operator: Operator) -> tuple[Tensor, Tensor]:

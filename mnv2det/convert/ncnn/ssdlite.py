@@ -53,11 +53,11 @@ def match_ssdlite(graph: Graph, where: str) -> ImportedNetwork:
     return first_match(candidates, lambda candidate: _match(graph, where, *candidate))
 
 
-def _match(graph: Graph, where: str, width: float, padding: Padding) -> ImportedNetwork:
+def _match(graph: Graph, where: str, width: dict[str, Any], padding: Padding) -> ImportedNetwork:
     matcher = GraphMatcher(graph, where=where, network=NETWORK)
     image = matcher.current
     with torch.device("meta"):  # only the shapes matter
-        backbone = MobileNetV2(width=width, padding=padding, norm_eps=NORM_EPS)
+        backbone = MobileNetV2(**width, padding=padding, norm_eps=NORM_EPS)
     tensors = matcher.match_backbone(backbone)
     tensors["backbone.stem.conv.weight"] = tensors["backbone.stem.conv.weight"].flip(1)
     counts, classes = _anchor_counts(graph), _class_count(graph)
@@ -100,7 +100,7 @@ def _match(graph: Graph, where: str, width: float, padding: Padding) -> Imported
     provenance = {"channels": "BGR, swapped in the stem", "score_threshold": decoding.pop("score_threshold")}
     return ImportedNetwork(
         tensors,
-        {"width": width, "padding": padding, "norm_eps": NORM_EPS},
+        {**width, "padding": padding, "norm_eps": NORM_EPS},
         "det",
         "ssdlite",
         {"extras": extras, "padding": padding, **anchor_args(shapes), "norm_eps": NORM_EPS, **decoding},

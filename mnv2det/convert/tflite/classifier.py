@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from mnv2det.convert.graph import Graph
@@ -27,11 +29,11 @@ def match_classifier(graph: Graph, where: str) -> ImportedNetwork:
     return first_match(candidate_widths(graph), lambda width: _match(graph, where, width))
 
 
-def _match(graph: Graph, where: str, width: float) -> ImportedNetwork:
+def _match(graph: Graph, where: str, width: dict[str, Any]) -> ImportedNetwork:
     matcher = GraphMatcher(graph, where=where)
-    arguments = {"width": width, "padding": "same", "norm_eps": NORM_EPS}
+    arguments = {**width, "padding": "same", "norm_eps": NORM_EPS}
     with torch.device("meta"):  # only the shapes matter
-        backbone = MobileNetV2(**arguments)  # type: ignore[arg-type]
+        backbone = MobileNetV2(**arguments)
     tensors = matcher.match_backbone(backbone)
     matcher.match(GLOBAL_POOL)
     matcher.skip("RESHAPE", "SQUEEZE")
