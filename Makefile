@@ -52,15 +52,15 @@ test-slow: setup
 
 test-all: test test-shared test-slow
 
-# the commands of docs/tutorial.md on real data, as they are printed; writes output and pictures into the page
+# the commands of docs/tutorial.md on real data, as they are printed; writes output and pictures into the page.
+# After an interruption it goes on where it was; `rm -r runs/tutorial` begins anew.
 DATA ?= ../shared/data
 WORK := runs/tutorial
 tutorial: setup
 	@test -d $(DATA)/bccd -a -d $(DATA)/camvid || { echo "no bccd and camvid in $(DATA); name their folder: make tutorial DATA=..."; exit 2; }
-	rm -rf $(WORK)
 	mkdir -p $(WORK)
-	ln -s $(abspath $(DATA))/bccd $(WORK)/cells
-	ln -s $(abspath $(DATA))/camvid $(WORK)/street
+	ln -sfn $(abspath $(DATA))/bccd $(WORK)/cells
+	ln -sfn $(abspath $(DATA))/camvid $(WORK)/street
 	$(BIN)/mnv2det import-weights $(DATA)/weights/tf2_mobilenet_v2_1.0_224_ptq.tflite \
 		-o $(WORK)/weights/mobilenet_v2.safetensors --images $(DATA)/coco100/val2017
 	$(BIN)/python docs/run_tutorial.py $(WORK) --update

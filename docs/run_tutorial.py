@@ -9,6 +9,7 @@ names.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -60,16 +61,26 @@ def main() -> None:
     for name in ("cells", "street", "weights"):
         if not (work / name).is_dir():
             sys.exit(f"{given.work}: no folder {name} in it; {PAGE.name} says what it holds")
-    page = PAGE.read_text()
+    # an interrupted run goes on behind the last block that was completed
+    record = work / "done.json"
+    done: list[list[str]] = json.loads(record.read_text()) if record.is_file() else []
+    number = 0
 
     def again(block: re.Match[str]) -> str:
-        print(block["commands"], end="", flush=True)
-        output = run(block["commands"], work)
+        nonlocal number
+        commands = block["commands"]
+        print(commands, end="", flush=True)
+        if [known for known, _ in done[number : number + 1]] != [commands]:
+            done[number:] = [[commands, run(commands, work)]]
+            record.write_text(json.dumps(done))
+        output = done[number][1]
+        number += 1
         print(output, end="", flush=True)
-        text = block.group()
-        return text if block["output"] is None else text.replace(block["output"], shown(output))
+        end = f"```sh\n{commands}```\n"
+        return end if block["output"] is None else f"{end}\n```text\n{shown(output)}```\n"
 
-    new = BLOCK.sub(again, page)
+    new = BLOCK.sub(again, PAGE.read_text())
+    record.unlink()
     if not given.update:
         return
     PAGE.write_text(new)

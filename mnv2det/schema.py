@@ -27,6 +27,7 @@ def is_download(weights: str) -> bool:
 
 # How pictures come to the input size; see `mnv2det.structures.Preprocess`.
 Fit = Literal["stretch", "letterbox", "pad", "crop"]
+Sampling = Literal["centers", "corners"]
 
 InputSize = Annotated[
     list[Annotated[int, Field(ge=32, le=8192)]],
@@ -78,6 +79,8 @@ class ModelConfig:
         std: Of R, G and B, in the same units; null takes what the weights were trained with, else 0.5.
         fit: How pictures are brought to the input size; null takes what the weights were trained with,
             else ``stretch``.
+        sampling: Which place of a picture a pixel of the resized one shows; null takes what a detector's weights
+            were trained with, else ``centers``.
         weights: A safetensors file, a run folder, which means its best weights, or ``imagenet``, which downloads
             torchvision's (``torchvision:IMAGENET1K_V1``; ``_V2`` are others); null starts from random ones.
         freeze: Backbone layer up to which weights and batch-norm statistics stay fixed
@@ -89,6 +92,7 @@ class ModelConfig:
     mean: Mean | None = None
     std: Std | None = None
     fit: Fit | None = None
+    sampling: Sampling | None = None
     weights: str | None = None
     freeze: str | None = None
 

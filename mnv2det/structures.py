@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from mnv2det.schema import Fit as Fit
+from mnv2det.schema import Sampling as Sampling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -147,12 +148,16 @@ class Preprocess:
             ``pad``: not scaled, only filled up; a larger picture is covered by overlapping windows.
             ``crop``: scaled with its ratio kept so that the input shows 7/8 of the shorter side, in the
             middle; for classes of whole pictures alone.
+        sampling: Which place of a picture a pixel of the resized one shows. ``centers``: their centres lie over one
+            another, as OpenCV resizes. ``corners``: their upper left corners do, as TensorFlow 1's bilinear resizing
+            has it, with which the Object Detection API's detectors were trained.
     """
 
     input_size: tuple[int, int] = (320, 320)
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     fit: Fit = "stretch"
+    sampling: Sampling = "centers"
 
     @property
     def fill(self) -> tuple[int, int, int]:

@@ -51,7 +51,7 @@ def add(verbs: Any) -> None:
     verb = new_verb(verbs, "import-weights", _import, "turn published weights into a file of ours")
     verb.add_argument("source", metavar="SOURCE", help="a .tflite, .pth or .param (ncnn) file, or imagenet")
     verb.add_argument("-o", "--output", required=True, metavar="FILE", help="the .safetensors file to write")
-    verb.add_argument("--labels", metavar="FILE", help="class names, one per line")
+    verb.add_argument("--labels", metavar="FILE", help="class names: a text file, a label map (.pbtxt), coco90 or voc")
     verb.add_argument(
         "--images", metavar="DIR", help="real photographs to re-estimate folded batch norm on, to make it trainable"
     )

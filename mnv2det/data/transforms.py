@@ -67,6 +67,7 @@ def ssd(
         covered=covered,
         most=most,
         fill=preprocess.fill,
+        sampling=preprocess.sampling,
     )
     return Pipeline(window, flip=flip, vertical_flip=vertical_flip, photometric=photometric)
 
@@ -105,6 +106,7 @@ def inception(
         covered=(0.0,),
         most=1.0,
         fill=preprocess.fill,
+        sampling=preprocess.sampling,
     )
     return Pipeline(window, flip=flip, vertical_flip=vertical_flip, photometric=photometric)
 

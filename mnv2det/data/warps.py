@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnv2det.data.dataset import Arrays
-from mnv2det.structures import IGNORE, Sample
+from mnv2det.structures import IGNORE, Preprocess, Sample, Sampling
 
 TRIES = 10  # crops drawn for `cat_max`, as in mmsegmentation
 
@@ -56,6 +56,7 @@ class Window(Warp):
         covered: Shares of an object that a crop must show; one is drawn per image.
         most: Largest side of the canvas of an expansion, relative to the image.
         fill: RGB beyond the image.
+        sampling: See `Preprocess`.
     """
 
     def __init__(
@@ -69,10 +70,12 @@ class Window(Warp):
         covered: tuple[float, ...],
         most: float,
         fill: tuple[int, int, int],
+        sampling: Sampling = Preprocess.sampling,
     ) -> None:
         super().__init__(p=1)
         self.size, self.crop, self.expand, self.most, self.fill = size, crop, expand, most, fill
         self.area, self.ratio, self.covered = area, ratio, covered
+        self.centre = 0.5 if sampling == "centers" else 0.0  # of a pixel
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         """Chooses the window: x1, y1, x2, y2 relative to the image."""
@@ -109,11 +112,10 @@ class Window(Warp):
 
     def _warp(self, picture: NDArray[Any], window: NDArray[np.float64], flags: int, fill: Any) -> NDArray[Any]:
         height, width = picture.shape[:2]
-        if (window == (0, 0, 1, 1)).all() and flags != cv2.INTER_NEAREST:
+        if (window == (0, 0, 1, 1)).all() and flags != cv2.INTER_NEAREST and self.centre:
             return cv2.resize(picture, self.size[::-1], interpolation=flags)
         scale = np.array(self.size[::-1]) / ((window[2:] - window[:2]) * (width, height))
-        # a pixel's centre lies at .5
-        shift = (0.5 - window[:2] * (width, height)) * scale - 0.5
+        shift = (self.centre - window[:2] * (width, height)) * scale - self.centre
         matrix = np.array([[scale[0], 0, shift[0]], [0, scale[1], shift[1]]])
         return cv2.warpAffine(
             picture, matrix, self.size[::-1], flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=fill

@@ -22,7 +22,7 @@ from mnv2det.models.weight_file import Header
 HARMLESS = ("data.root", "data.workers", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints")
 # Keys that may never change: the checkpoint's weights and optimizer statistics would not fit or mean something else.
 FIXED = (
-    *(f"model.{key}" for key in ("backbone", "input_size", "mean", "std", "fit", "weights")),
+    *(f"model.{key}" for key in ("backbone", "input_size", "mean", "std", "fit", "sampling", "weights")),
     *("tasks", "optim.optimizer.name", "optim.optimizer.args.momentum"),
 )
 # Keys of a task that are not fixed.

@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mnv2det.ops.geometry import GraphFrame, place
+from mnv2det.ops.geometry import WEIGHT_ONE, GraphFrame, place
 from mnv2det.ops.nms import suppress_greedily
-from mnv2det.structures import Preprocess
-
-WEIGHT_ONE = 2048  # OpenCV's weights are whole numbers, this one stands for 1
+from mnv2det.structures import Preprocess, Sampling
 
 
 def fit(images: Tensor, preprocess: Preprocess) -> tuple[Tensor, GraphFrame]:
@@ -37,7 +35,14 @@ def fit(images: Tensor, preprocess: Preprocess) -> tuple[Tensor, GraphFrame]:
         torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in values]) for values in placement
     )
     (y0, y1, down0, down1), (x0, x1, right0, right1) = (
-        _neighbours(preprocess.input_size[axis], size[axis], scaled[axis], corner[axis], exact_ends=axis == 1)
+        _neighbours(
+            preprocess.input_size[axis],
+            size[axis],
+            scaled[axis],
+            corner[axis],
+            sampling=preprocess.sampling,
+            exact_ends=axis == 1,
+        )
         for axis in (0, 1)
     )
     rows = []
@@ -55,7 +60,7 @@ def fit(images: Tensor, preprocess: Preprocess) -> tuple[Tensor, GraphFrame]:
 
 
 def _neighbours(
-    length: int, size: Tensor, scaled: Tensor, start: Tensor, *, exact_ends: bool
+    length: int, size: Tensor, scaled: Tensor, start: Tensor, *, sampling: Sampling, exact_ends: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Along one axis, the two pixels of a picture from which each pixel of the input is mixed, and their weights.
 
@@ -64,18 +69,20 @@ def _neighbours(
         size: Number of pixels of the picture.
         scaled: Number of pixels of the resized picture.
         start: Which of these is the input's first.
-        exact_ends: Whether the resized picture's ends are each taken from one pixel, as OpenCV does in rows, but
-            not in columns.
+        sampling: See `Preprocess`.
+        exact_ends: With ``centers``, whether the resized picture's ends are each taken from one pixel, as OpenCV does
+            in rows, but not in columns.
 
     Returns:
         Indices of the first and the second pixels, int64 (length,), and their weights, int32 (length,).
     """
     pixels = torch.arange(length, dtype=torch.float64) + start
-    centers = ((pixels + 0.5) * (size / scaled) - 0.5).float()
+    offset = 0.5 if sampling == "centers" else 0.0
+    centers = ((pixels + offset) * (size / scaled) - offset).float()
     last = (size - 1).float()
     low = centers.floor()
     share = centers - low
-    if exact_ends:
+    if exact_ends and sampling == "centers":
         share = torch.where((low < 0) | (low >= last), 0.0, share)
     weights = (((1 - share) * WEIGHT_ONE).round().int(), (share * WEIGHT_ONE).round().int())
     first, second = (index.clamp(min=0.0).minimum(last).long() for index in (low, low + 1))

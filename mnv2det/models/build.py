@@ -102,7 +102,7 @@ def from_config(
     tensors, header = open_weights(model.weights) if model.weights else ({}, None)
     backbone: dict[str, Any] = {"name": model.backbone.name, "args": dict(model.backbone.args)}
     inherited_fit: list[str] = []
-    mean, std, fit = model.mean, model.std, model.fit
+    mean, std, fit, sampling = model.mean, model.std, model.fit, model.sampling
     if header is not None:
         if not header.trainable:
             raise WeightsError(
@@ -119,11 +119,14 @@ def from_config(
                 f"pictures are brought to the input's size by '{header.preprocess.fit}', as {model.weights} says"
             ]
         fit = fit or (header.preprocess.fit if theirs_fits else None)
+        if kinds == {"labels"}:
+            sampling = sampling or header.preprocess.sampling
     preprocess = Preprocess(
         (model.input_size[0], model.input_size[1]),
         tuple(mean or Preprocess.mean),  # type: ignore[arg-type]
         tuple(std or Preprocess.std),  # type: ignore[arg-type]
         fit or Preprocess.fit,
+        sampling or Preprocess.sampling,
     )
     heads = {}
     for task, part in tasks.items():

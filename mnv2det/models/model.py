@@ -43,6 +43,8 @@ class Model(nn.Module):
         spec: Mapping[str, Any],
     ) -> None:
         super().__init__()
+        if preprocess.sampling != Preprocess.sampling and any(head.target_key == "mask" for head in heads.values()):
+            raise ConfigError(f"model.sampling: masks need centers, {preprocess.sampling} is for detectors alone")
         if preprocess.fit == "crop" and any(head.target_key != "label" for head in heads.values()):
             raise ConfigError("model.fit: crop shows a part of the picture; only classes of whole pictures allow that")
         self.backbone: Backbone = backbone

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mnv2det.errors import WeightsError
 from mnv2det.io import write_atomically
-from mnv2det.structures import Fit, Preprocess
+from mnv2det.structures import Fit, Preprocess, Sampling
 from mnv2det.version import __version__
 
 HEADER_KEY = "mnv2det"
@@ -70,11 +70,14 @@ class Header:
                 raise WeightsError(f"{where}: written in a newer format than {FORMAT}; update mnv2det")
             fields = data.pop("preprocess")
             tuples = {key: tuple(fields[key]) for key in ("input_size", "mean", "std")}
-            preprocess = Preprocess(**tuples, fit=fields.get("fit", "stretch"))
+            preprocess = Preprocess(
+                **tuples, fit=fields.get("fit", Preprocess.fit), sampling=fields.get("sampling", Preprocess.sampling)
+            )
             header = cls(preprocess=preprocess, **data)
             lengths = (len(preprocess.input_size), len(preprocess.mean), len(preprocess.std))
             names = [*header.classes.values(), [header.backbone["name"]], [h["name"] for h in header.heads.values()]]
-            known = preprocess.fit in get_args(Fit) and all(isinstance(name, str) for group in names for name in group)
+            known = preprocess.fit in get_args(Fit) and preprocess.sampling in get_args(Sampling)
+            known = known and all(isinstance(name, str) for group in names for name in group)
             if lengths != (2, 3, 3) or not known:
                 raise ValueError("wrong lengths or types")
             return header

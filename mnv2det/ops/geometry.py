@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mnv2det.structures import Preprocess
 
+WEIGHT_ONE = 2048  # weights of bilinear resizing are whole numbers as OpenCV's; this one stands for 1
 CROP = 0.875  # share of a picture's shorter side that `fit: crop` shows, as the authors evaluate (224 of 256)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from pathlib import Path
@@ -19,6 +20,7 @@ from mnv2det.errors import ConfigError, DataError, WeightsError
 from mnv2det.export.int8 import kept_exact
 from mnv2det.export.program import ExportMetadata, ExportProgram
 from mnv2det.models.build import from_file
+from mnv2det.models.weight_file import read_weights, save_weights
 from mnv2det.runtime.base import write
 from mnv2det.runtime.predictor import Predictor
 from mnv2det.structures import Detections
@@ -60,6 +62,21 @@ def test_a_complete_onnx_finds_what_torch_finds(folder: Path, tasks: tuple[str, 
     assert_same(compare(ours, Predictor(path), shown), least=20 * ("det" in tasks))
     if fit != "pad":
         assert_same(compare(ours, Predictor(path, backend="openvino"), shown), least=20 * ("det" in tasks))
+
+
+@pytest.mark.parametrize("fit", ["stretch", "letterbox"])
+def test_a_graph_samples_corners_as_the_weights_say(folder: Path, fit):
+    tensors, header = read_weights(weights(folder, "det", fit=fit))
+    header.preprocess = dataclasses.replace(header.preprocess, sampling="corners")
+    source = folder / f"corners_{fit}.safetensors"
+    save_weights(source, tensors, header)
+    model, header = from_file(str(source))
+    assert model.preprocess.sampling == "corners"
+    write(model, ExportMetadata(header, "complete"), folder / f"corners_{fit}.onnx")
+    for backend in ("onnxruntime", "openvino"):
+        exported = Predictor(folder / f"corners_{fit}.onnx", backend=backend)
+        assert exported.preprocess.sampling == "corners"
+        assert_same(compare(Predictor(source), exported, pictures()), least=20)
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2"])

@@ -65,7 +65,7 @@ def test_the_released_graph_and_its_import_find_the_same(shared: Path, root: Pat
 
 
 def test_the_release_finds_pedestrians(shared: Path, root: Path, weights: Path):
-    """As released, with TensorFlow's resizing: AP .6152, AP50 .9182; the same weights with OpenCV's: .6107, .9255."""
+    """As released: AP .6152, AP50 .9182, which pictures of floats give here as well; ours are of whole numbers."""
     summary = evaluate_source(
         root / "configs/ssdlite_bccd_voc.yaml",
         [
@@ -75,5 +75,5 @@ def test_the_release_finds_pedestrians(shared: Path, root: Path, weights: Path):
     )
     found = {name: round(summary["metrics"][f"det/{name}"], 4) for name in ("AP", "AP50")}
     print(found)  # noqa: T201 - to be quoted
-    assert abs(found["AP"] - 0.6107) < 0.004
-    assert abs(found["AP50"] - 0.9255) < 0.004
+    assert abs(found["AP"] - 0.6120) < 0.002
+    assert abs(found["AP50"] - 0.9189) < 0.002

@@ -256,3 +256,36 @@ def test_none_only_resizes():
 def test_stretch_to_the_same_size_changes_nothing():
     image = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
     assert_array_equal(stretch(image, (20, 30)), image)
+
+
+def tensorflow_resize(image: np.ndarray[Any, Any], size: tuple[int, int]) -> np.ndarray[Any, Any]:
+    """TensorFlow 1's ResizeBilinear with align_corners and half_pixel_centers false, in float64."""
+    rows, columns = (np.arange(new) * (old / new) for old, new in zip(image.shape, size, strict=False))
+    y0, x0 = rows.astype(int), columns.astype(int)
+    y1, x1 = np.minimum(y0 + 1, image.shape[0] - 1), np.minimum(x0 + 1, image.shape[1] - 1)
+    down, right = (rows - y0)[:, None, None], (columns - x0)[None, :, None]
+    pixels = image.astype(float)
+    above = pixels[y0][:, x0] * (1 - right) + pixels[y0][:, x1] * right
+    below = pixels[y1][:, x0] * (1 - right) + pixels[y1][:, x1] * right
+    return above * (1 - down) + below * down
+
+
+@pytest.mark.parametrize("size", [(30, 20), (61, 97), (17, 90), (1, 1)])
+def test_corner_sampling_is_tensorflows(size: tuple[int, int]):
+    image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    resized = stretch(image, size, "corners")
+    assert resized.dtype == np.uint8
+    assert np.abs(resized - tensorflow_resize(image, size)).max() < 0.85
+
+
+def test_training_samples_as_evaluation_does():
+    y, x = np.mgrid[0:90, 0:130]
+    image = np.stack([x + y, 200 - y, 90 + x // 2], axis=-1).astype(np.uint8)
+    preprocess = Preprocess((48, 64), sampling="corners")
+    sample = Sample(image, {}, 0)
+    plain = ssd(preprocess, crop=0.0, expand=0.0, flip=0.0, photometric=0.0)
+    shown, _ = plain(sample, 0)
+    expected = stretch(image, (48, 64), "corners").astype(int)
+    assert np.abs(shown - expected).max() <= 1
+    centred, _ = ssd(Preprocess((48, 64)), crop=0.0, expand=0.0, flip=0.0, photometric=0.0)(sample, 0)
+    assert np.abs(centred - expected).mean() > 0.4

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -227,3 +229,19 @@ def test_a_classifier_starts_a_detector(tmp_path):
             classes={"det": NAMES},
             preprocess=Preprocess((64, 96), fit="crop"),
         )
+
+
+def test_a_detector_keeps_the_sampling_of_its_weights_and_a_segmenter_does_not(saved, tmp_path):
+    path, _ = saved
+    tensors, header = read_weights(path)
+    header.preprocess = dataclasses.replace(header.preprocess, sampling="corners")
+    save_weights(tmp_path / "c.safetensors", tensors, header)
+    started, _ = start_from(tmp_path / "c.safetensors")
+    assert started.preprocess.sampling == "corners"
+    config = ModelConfig(input_size=[64, 96], weights=str(tmp_path / "c.safetensors"))
+    masks = {"seg": TaskConfig(head=Component("mobile_deeplab"))}
+    segmenter, _ = from_config(config, masks, {"seg": NAMES})
+    assert segmenter.preprocess.sampling == "centers"
+    config.sampling = "corners"
+    with pytest.raises(ConfigError, match=r"model\.sampling: masks need centers"):
+        from_config(config, masks, {"seg": NAMES})

@@ -18,7 +18,7 @@ from mnv2det.convert.tensorflow.paths import GRAPHS
 from mnv2det.convert.tensorflow.variables import Variables
 from mnv2det.errors import WeightsError
 from mnv2det.models.weight_file import Header
-from mnv2det.structures import Preprocess
+from mnv2det.structures import Preprocess, Sampling
 
 SAVED_VARIABLES = "variables/variables"  # of a saved model that is not frozen
 PUBLISHED_SIZES = {"det": (300, 300), "seg": (513, 513), "cls": (224, 224)}  # where the file states none
@@ -55,7 +55,7 @@ def convert_tensorflow(
         backbone={"name": "mobilenet_v2", "args": imported.backbone},
         heads={imported.task: {"name": imported.head, "args": imported.head_args}},
         classes={imported.task: classes},
-        preprocess=Preprocess(size, HALF, HALF, imported.fit),
+        preprocess=Preprocess(size, HALF, HALF, imported.fit, _sampling(imported.task)),
         provenance={
             "source": variables.source,
             "sha256": variables.sha256,
@@ -121,6 +121,11 @@ def _name_classes(tensors: dict[str, Tensor], names: list[str]) -> list[str]:
         if key.startswith("heads.det.class_predictors.") and key.endswith((".1.weight", ".1.bias")):
             tensors[key] = rows.unflatten(0, (-1, len(names) + 1))[:, kept].flatten(0, 1)
     return [name for name in names if name]
+
+
+def _sampling(task: str) -> Sampling:
+    """How pictures were resized: the Object Detection API by TensorFlow 1's ResizeBilinear, the others at full size."""
+    return "corners" if task == "det" else "centers"
 
 
 def _input_size(variables: Variables) -> tuple[int, int] | None:
