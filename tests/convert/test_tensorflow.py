@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -224,3 +226,29 @@ def test_damaged_checkpoints_are_errors_of_one_line(tmp_path: Path, detector: Mo
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     index.write_bytes(damaged)
     refusal(prefix)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["graph", "model", "checkpoint"])
+def test_a_hundred_thousand_damaged_files(tmp_path: Path, detector: Model, whole: dict[str, bytes], form: str):
+    """Neither another exception nor much memory, whatever is changed, cut off or written twice."""
+    random_ = random.Random(0)
+    prefix = tmp_path / "m"
+    if form == "checkpoint":
+        write_checkpoint(prefix, dict(list(arrays_of(detector, "det").items())[:20]), block=200)
+        content, path = Path(f"{prefix}.index").read_bytes(), Path(f"{prefix}.index")
+    else:
+        content, path = whole[form], tmp_path / "n.pb"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(100_000):
+        damaged = bytearray(content)
+        for _ in range(random_.randint(1, 6)):
+            damaged[random_.randrange(len(damaged))] = random_.choice((0, 1, 127, 128, 255, random_.randrange(256)))
+        if random_.random() < 0.3:
+            start, end = sorted(random_.randrange(len(damaged)) for _ in range(2))
+            damaged[start:end] = [b"", damaged[start:end] * 2][random_.random() < 0.5]
+        path.write_bytes(damaged)
+        with pytest.raises(WeightsError) as caught:
+            convert_tensorflow(path)
+        assert "\n" not in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 1_500_000  # KiB

@@ -25,8 +25,7 @@ def map_classifier(variables: Variables, where: str) -> ImportedNetwork:
     """
     layers = NamedLayers(variables, where=where, network="MobileNetV2 classifier")
     _, backbone_args = layers.take_mobilenet_v2(SCOPE)
-    weight = layers.array(f"{LOGITS}/weights")
-    channels, classes = layers.tensors["backbone.last.conv.weight"].shape[0], weight.shape[-1]
+    channels, classes = layers.tensors["backbone.last.conv.weight"].shape[0], layers.outputs(f"{LOGITS}/weights")
     weight = layers.array(f"{LOGITS}/weights", (1, 1, channels, classes))
     layers.tensors["heads.cls.linear.weight"] = torch.from_numpy(weight[0, 0].T.copy())
     layers.tensors["heads.cls.linear.bias"] = torch.from_numpy(layers.array(f"{LOGITS}/biases", (classes,)).copy())

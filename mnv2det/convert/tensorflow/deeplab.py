@@ -38,7 +38,7 @@ def map_deeplab(variables: Variables, where: str) -> ImportedNetwork:
     if further:
         raise WeightsError(f"{layers.error_prefix} it has '{further[0]}'; ASPP and decoders cannot be imported")
     backbone, backbone_args = layers.take_mobilenet_v2(SCOPE, last=False, output_stride=OUTPUT_STRIDE)
-    channels, classes = layers.shape("aspp0/weights")[-1], layers.shape(f"{LOGITS}/weights")[-1]
+    channels, classes = layers.outputs("aspp0/weights"), layers.outputs(f"{LOGITS}/weights")
     args: dict[str, Any] = {"channels": channels, "norm_eps": HEAD_EPS}
     with torch.device("meta"):
         head = MobileDeepLab(backbone.features, classes=classes, **args)

@@ -17,6 +17,7 @@ from mnv2det.models.layers import Conv, ConvNorm, InvertedResidual
 from mnv2det.models.mobilenet_v2 import MobileNetV2, width_of
 
 NORM_EPS = 1e-3
+MOST_CHANNELS = 2**16
 NORMS = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 WEIGHTS = ("weights", "depthwise_weights")
 
@@ -40,30 +41,43 @@ class NamedLayers:
         self.tensors: dict[str, Tensor] = {}
         self.used: set[str] = set()
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a variable; as `array` otherwise."""
-        return self.array(name).shape
+    def outputs(self, name: str) -> int:
+        """Output channels of a convolution.
 
-    def array(self, name: str, shape: tuple[int, ...] | None = None) -> NDArray[np.float32]:
+        Args:
+            name: Of its weights in TensorFlow.
+
+        Raises:
+            WeightsError: They are missing, or no convolution's.
+        """
+        shape = self._stored(name).shape
+        if len(shape) != 4 or not 0 < shape[-1] <= MOST_CHANNELS:
+            raise WeightsError(f"{self.error_prefix} '{name}' is {list(shape)}, expected a convolution's weights")
+        return int(shape[-1])
+
+    def array(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """A variable as float32.
 
         Args:
             name: In TensorFlow.
-            shape: What is expected; None takes any.
+            shape: What is expected.
 
         Raises:
             WeightsError: It is missing, has another shape, or values that are not finite.
         """
-        self.used.add(name)
-        if name not in self.arrays:
-            raise WeightsError(f"{self.error_prefix} no '{name}'{self._near(name)}")
-        array = self.arrays[name]
-        if shape is not None and array.shape != shape:
+        array = self._stored(name)
+        if array.shape != shape:
             raise WeightsError(f"{self.error_prefix} '{name}' is {list(array.shape)}, expected {list(shape)}")
         values: NDArray[np.float32] = array.astype(np.float32)
         if not np.isfinite(values).all():
             raise WeightsError(f"{self.error_prefix} '{name}' has values that are not finite")
         return values
+
+    def _stored(self, name: str) -> NDArray[np.generic]:
+        self.used.add(name)
+        if name not in self.arrays:
+            raise WeightsError(f"{self.error_prefix} no '{name}'{self._near(name)}")
+        return self.arrays[name]
 
     def _near(self, name: str) -> str:
         if name.endswith("gamma") or "BatchNorm" in name:
@@ -127,15 +141,15 @@ class NamedLayers:
         def block(number: int) -> str:
             return f"{scope}/expanded_conv" + (f"_{number}" if number else "")
 
-        outputs = [self.shape(f"{block(number)}/project/weights")[-1] for number in range(17)]
-        width, divisor = width_of(self.shape(f"{scope}/Conv/weights")[-1], outputs, where=self.error_prefix)
+        outputs = [self.outputs(f"{block(number)}/project/weights") for number in range(17)]
+        width, divisor = width_of(self.outputs(f"{scope}/Conv/weights"), outputs, where=self.error_prefix)
         args: dict[str, Any] = {"width": width, "padding": "same", "norm_eps": NORM_EPS, **others}
         if divisor != 8:
             args["divisor"] = divisor
         with torch.device("meta"):  # only the shapes matter
             backbone = MobileNetV2(**args)
         assert backbone.last is not None
-        if last and (channels := self.shape(f"{scope}/Conv_1/weights")[-1]) != backbone.last.conv.out_channels:
+        if last and (channels := self.outputs(f"{scope}/Conv_1/weights")) != backbone.last.conv.out_channels:
             args["last_channels"] = channels
             with torch.device("meta"):
                 backbone = MobileNetV2(**args)

@@ -21,7 +21,8 @@ from mnv2det.models.ssdlite import SSDLite
 from mnv2det.ops.anchors import Shape, level_shapes
 
 SCOPE = "FeatureExtractor/MobilenetV2"
-EXTRA = rf"{SCOPE}/layer_19_2_Conv2d_(\d+)_3x3_s2_(\d+)/weights"
+EXTRA = rf"{SCOPE}/layer_19_2_Conv2d_(\d{1, 6})_3x3_s2_(\d{1, 6})/weights"
+MOST_LEVELS = 20
 GENERATOR = "MultipleGridAnchorGenerator"
 SUPPRESSION = re.compile(r"Postprocessor/.*/(iou_threshold|score_threshold)")
 # the box code of the API is y, x, height, width; ours x, y, width, height
@@ -42,9 +43,11 @@ def map_ssdlite(variables: Variables, where: str) -> ImportedNetwork:
     backbone, backbone_args = layers.take_mobilenet_v2(SCOPE)
     extras = sorted((int(match[1]), int(match[2])) for match in layers.names(EXTRA))
     levels = 2 + len(extras)
+    if levels > MOST_LEVELS:
+        raise WeightsError(f"{layers.error_prefix} {levels} levels")
     counts, classes = _counts(layers, levels)
     shapes, stated = _anchors(variables, counts)
-    args: dict[str, Any] = {"extras": [layers.shape(_extra(*extra)[1] + "/weights")[-1] for extra in extras]}
+    args: dict[str, Any] = {"extras": [max(2, layers.outputs(f"{_extra(*extra)[1]}/weights")) for extra in extras]}
     args |= {"padding": "same", "norm_eps": NORM_EPS, **anchor_args(shapes), "score": _score(variables)}
     with torch.device("meta"):  # only the shapes matter
         head = SSDLite(backbone.features, classes=classes, **_frozen(args))
@@ -91,8 +94,8 @@ def _counts(layers: NamedLayers, levels: int) -> tuple[list[int], int]:
     """Anchors per cell of every level, and the number of classes without the background."""
     counts, classes = [], 0
     for number in range(levels):
-        codes = layers.shape(f"BoxPredictor_{number}/BoxEncodingPredictor/weights")[-1]
-        logits = layers.shape(f"BoxPredictor_{number}/ClassPredictor/weights")[-1]
+        codes = layers.outputs(f"BoxPredictor_{number}/BoxEncodingPredictor/weights")
+        logits = layers.outputs(f"BoxPredictor_{number}/ClassPredictor/weights")
         if codes < 4 or codes % 4 or logits % (codes // 4):
             raise WeightsError(
                 f"{layers.error_prefix} BoxPredictor_{number} has {codes} box codes and {logits} logits of a cell"

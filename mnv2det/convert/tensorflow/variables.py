@@ -13,7 +13,7 @@ from mnv2det.convert.graph import DamagedError
 from mnv2det.convert.tensorflow.protobuf import fields, message, number, varints
 
 DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 19: "<f2"}  # of tensorflow/core/framework/types.proto
-MOST_VALUES = 2**27  # of one array
+MOST_VALUES = 2**26  # of one array
 
 
 @dataclass
@@ -108,7 +108,9 @@ def read_tensor(view: memoryview) -> NDArray[np.generic] | None:
             raise DamagedError(f"{len(packed)} bytes of values of {size} bytes")
         flat = np.frombuffer(packed, dtype)
     count = math.prod(shape)
-    if len(flat) > count or (count and not len(flat)):
+    if len(flat) == 1:
+        # it stands for all of them, which take no memory so
+        return np.broadcast_to(flat[0], shape)
+    if len(flat) != count:
         raise DamagedError(f"{len(flat)} values for a tensor of shape {list(shape[:8])}")
-    # the last value stands for all that follow
-    return np.concatenate([flat, np.full(count - len(flat), flat[-1] if len(flat) else 0, dtype)]).reshape(shape)
+    return flat.reshape(shape)
