@@ -21,7 +21,7 @@ from mnv2det.models.ssdlite import SSDLite
 from mnv2det.ops.anchors import Shape, level_shapes
 
 SCOPE = "FeatureExtractor/MobilenetV2"
-EXTRA = rf"{SCOPE}/layer_19_2_Conv2d_(\d{1, 6})_3x3_s2_(\d{1, 6})/weights"
+EXTRA = rf"{SCOPE}/layer_19_2_Conv2d_(\d{{1,6}})_3x3_s2_(\d{{1,6}})/weights"
 MOST_LEVELS = 20
 GENERATOR = "MultipleGridAnchorGenerator"
 SUPPRESSION = re.compile(r"Postprocessor/.*/(iou_threshold|score_threshold)")
