@@ -22,7 +22,7 @@ PAGE = Path(__file__).with_name("tutorial.md")
 BLOCK = re.compile(r"```sh\n(?P<commands>.*?)```\n(?:\n```text\n(?P<output>.*?)```\n)?", re.DOTALL)
 PICTURE = re.compile(r"!\[[^\]]*\]\((?P<figure>figures/[\w.-]+)\) *<!-- (?P<source>\S+) -->")
 LONGEST = 24  # lines of output that are shown
-WIDTH = 900  # pixels of a picture
+WIDTH = 1200  # pixels of a picture
 
 
 def run(commands: str, folder: Path) -> str:

@@ -141,7 +141,8 @@ def _predict(given: argparse.Namespace) -> int:
         )
     for name, classes in summary["classes"].items():
         print(f"{name}: " + ", ".join(f"{entry['name']} {entry['score']:.3f}" for entry in classes))
-    print(f"{summary['images']} images, {summary['detections']} detections -> {summary['output']}")
+    found = f", {summary['detections']} detections" if summary["detects"] else ""
+    print(f"{summary['images']} images{found} -> {summary['output']}")
     if not summary["detections"] and summary["best_score"]:
         print(
             f"mnv2det: no box scores {given.threshold:g} or more, the best one {summary['best_score']:.2g}: try a lower"

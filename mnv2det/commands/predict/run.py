@@ -85,9 +85,9 @@ def predict(
 
     Returns:
         ``images`` (with frames) and ``detections`` that were written, ``best_score`` (of a box, written or not; 0
-        without), ``output``, ``failed`` (a line each), ``left_out`` (a line for each file that is neither a picture nor
-        a video), ``font_note`` (which characters of class names could not be drawn, or None), ``stopped``, and
-        ``classes``: the best ones of each picture, from a classifier.
+        without), ``detects`` (whether the model has a detector), ``output``, ``failed`` (a line each), ``left_out`` (a
+        line for each file that is neither a picture nor a video), ``font_note`` (which characters of class names could
+        not be drawn, or None), ``stopped``, and ``classes``: the best ones of each picture, from a classifier.
 
     Raises:
         ConfigError: A format is unknown, or the model has nothing to write in it; or as `Predictor`.
@@ -133,6 +133,7 @@ def predict(
         "images": outputs.images,
         "detections": outputs.detections,
         "best_score": outputs.best_score,
+        "detects": bool(outputs.categories),
         "output": os.fspath(output),
         "failed": run.failed,
         "left_out": left_out,
