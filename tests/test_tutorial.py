@@ -66,3 +66,24 @@ def test_the_tutorial_shows_what_each_command_printed(root: Path):
     assert all(output.strip() for output in outputs), "make tutorial has not run since this command was added"
     for figure in re.findall(r"\]\((figures/[\w.-]+)\)", page):
         assert (root / "docs" / figure).is_file()
+
+
+def test_brackets_in_commands_are_quoted_for_every_shell(root: Path):
+    """zsh, the shell of macOS, takes a bare [ for a pattern of file names."""
+    pages = [
+        root / "README.md",
+        root / "CONTRIBUTING.md",
+        root / "datasets/README.md",
+        *sorted((root / "docs").glob("*.md")),
+    ]
+    commands = 0
+    for page in pages:
+        for block in re.findall(r"```(?:sh|bash)?\n(.*?)```", page.read_text(), re.DOTALL):
+            if "<<'END'" in block:
+                continue
+            for line in block.replace("\\\n", " ").splitlines():
+                if re.match(r"\$? *(mnv2det|tools/|pip|torchrun|make|python|pytest|source)\b", line):
+                    bare = re.sub(r"'[^']*'|\"[^\"]*\"|#.*", "", line)
+                    assert not re.search(r"[\[\]?]", bare), f"{page.name}: {line}"
+                    commands += 1
+    assert commands > 60

@@ -196,6 +196,10 @@ def _detection(data: DataFacts, speed: Speed, start: Start, *, masks: bool) -> S
         lines.append(f"anchors: {after:.1%} of the boxes have one of IoU 0.5; {before:.1%} with the published ones")
     steps, epochs = _length(len(train.pictures), speed, SEEN * (FROM_DETECTOR if detector else 1))
     lines += [*refused, _start_line(weights, detector), _training_line(steps, epochs, len(train.pictures))]
+    optimizer = f"sgd, args: {{lr: {rate}, momentum: 0.9, weight_decay: 4.0e-5}}"
+    if masks:
+        # the detector's gradients are many times the segmenter's, which SGD would hardly train
+        optimizer = "adamw, args: {lr: 0.002, weight_decay: 0.05}"
     indent = "\n        "
     backbone = "\n  backbone: {name: mobilenet_v2, args: {output_stride: 16}}   # for the masks" if masks else ""
     segmenter = "\n  seg: {head: {name: mobile_deeplab}, evaluator: {name: miou}}" if masks else ""
@@ -216,7 +220,7 @@ data:
   root: {_quoted(data.folder)}
 {data.sets(boxes=True, masks=masks)}
   augment: {{name: ssd, args: {{crop: 0.5, area: [0.3, 1.0], {data.flip(train.names)}
-{_training(steps, epochs, f"sgd, args: {{lr: {rate}, momentum: 0.9, weight_decay: 4.0e-5}}", "cosine")}"""
+{_training(steps, epochs, optimizer, "cosine")}"""
     return Suggestion(text, lines)
 
 
