@@ -197,6 +197,12 @@ def test_what_is_missing_is_said(tmp_path: Path, detector: Model):
     assert "damaged, or no graph of TensorFlow's (no nodes)" in refusal(tmp_path / "empty.pb")
 
 
+def test_names_that_cannot_be_printed_are_damage(tmp_path: Path, detector: Model):
+    arrays = {"a\nb/weights": np.zeros((1, 1, 2, 2), np.float32), **arrays_of(detector, "det")}
+    assert "a node whose name cannot be printed" in refusal(write("graph", tmp_path / "g", arrays))
+    assert "a variable whose name cannot be printed" in refusal(write("checkpoint", tmp_path / "c", arrays))
+
+
 @pytest.fixture(scope="module")
 def whole(detector: Model) -> dict[str, bytes]:
     """Files of a small network, to be damaged: that all of it is there does not matter for the readers."""

@@ -95,6 +95,8 @@ def _read_index(data: memoryview) -> tuple[int, dict[str, Entry]]:
                 shards = _shards(value)
                 continue
             name = key.decode("utf-8", "replace")
+            if not name.isprintable():
+                raise DamagedError("a variable whose name cannot be printed")
             with damage_located(f"variable '{printable(name)}'"):
                 entry = _entry(value)
             if entry is not None:

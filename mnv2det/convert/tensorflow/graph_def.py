@@ -72,6 +72,8 @@ def _read_nodes(view: memoryview) -> Variables:
                 reads.append(text(part))
             elif inner == 5:
                 constant = _constant(message(part)) or constant
+        if not name.isprintable():
+            raise DamagedError("a node whose name cannot be printed")
         if kind == "Const" and constant is not None:
             with damage_located(f"node '{printable(name)}'"):
                 array = read_tensor(constant)
