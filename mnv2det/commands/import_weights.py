@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,7 +12,7 @@ from mnv2det.convert.ncnn.layers import is_ncnn
 from mnv2det.convert.tensorflow.paths import is_tensorflow
 from mnv2det.convert.tflite.reader import is_tflite
 from mnv2det.errors import ConfigError, WeightsError
-from mnv2det.io import evenly_spread, is_watched
+from mnv2det.io import evenly_spread
 from mnv2det.schema import is_download
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ def _batches(model: Model, paths: Sequence[Path], *, progress: bool) -> Iterator
     from mnv2det.data.images import read_image
 
     height, width = model.preprocess.input_size
-    with tqdm(total=len(paths), desc="batch norm", unit="image", disable=not (progress and is_watched())) as bar:
+    with tqdm(total=len(paths), desc="batch norm", unit="image", disable=not progress or sys.stderr is None) as bar:
         for start in range(0, len(paths), BATCH):
             batch = paths[start : start + BATCH]
             # where pictures may not be scaled, as much of a larger one as the input shows
