@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -17,7 +17,7 @@ from mnv2det.convert.matching import first_match
 from mnv2det.errors import WeightsError
 from mnv2det.models.weight_file import Header
 from mnv2det.ops.anchors import Shape, level_shapes
-from mnv2det.structures import Fit, Preprocess
+from mnv2det.structures import Fit, Preprocess, Sampling
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -35,6 +35,7 @@ class ImportedNetwork:
         classes: Class names for want of a label file.
         private_background: Whether the head has a background that is none of these classes.
         fit: How pictures come to the input's size.
+        sampling: Which place of a picture a pixel of the resized one shows, see `Preprocess`.
         provenance: What else should be known of the weights.
     """
 
@@ -46,6 +47,7 @@ class ImportedNetwork:
     classes: list[str]
     private_background: bool = False
     fit: Fit = "stretch"
+    sampling: Sampling = "centers"
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
@@ -81,20 +83,46 @@ def convert_graph(
     classes = imported.classes
     if labels is not None:
         classes = read_labels(labels, len(classes), private_background=imported.private_background)
-    header = Header(
+    return imported.tensors, make_header(
+        imported, classes, size, source=graph.source, sha256=graph.sha256, parts=graph.parts, trainable=False
+    )
+
+
+def make_header(
+    imported: ImportedNetwork,
+    classes: list[str],
+    size: tuple[int, int],
+    *,
+    source: str,
+    sha256: str,
+    parts: Mapping[str, str],
+    trainable: bool,
+) -> Header:
+    """The header of imported weights.
+
+    Args:
+        imported: From a mapper.
+        classes: Class names.
+        size: (H, W) of the input.
+        source: Name of the file.
+        sha256: Its checksum.
+        parts: Further files, with theirs.
+        trainable: Whether batch norm is as it was trained.
+    """
+    return Header(
         backbone={"name": "mobilenet_v2", "args": imported.backbone},
         heads={imported.task: {"name": imported.head, "args": imported.head_args}},
         classes={imported.task: classes},
-        preprocess=Preprocess(size, HALF, HALF, imported.fit),  # the mean and std of all releases: x / 127.5 - 1
-        trainable=False,
+        # the mean and std of all releases: x / 127.5 - 1
+        preprocess=Preprocess(size, HALF, HALF, imported.fit, imported.sampling),
+        trainable=trainable,
         provenance={
-            "source": graph.source,
-            "sha256": graph.sha256,
-            **({"parts": graph.parts} if graph.parts else {}),
+            "source": source,
+            "sha256": sha256,
+            **({"parts": dict(parts)} if parts else {}),
             **imported.provenance,
         },
     )
-    return imported.tensors, header
 
 
 def _input_size(graph: Graph, where: str, network: str) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tensorflow_writer import arrays_of, frozen_graph, random_model, saved_model, write_checkpoint
+from tensorflow_writer import arrays_of, frozen_graph, node, random_model, saved_model, write_checkpoint
 
 from mnv2det.commands.import_weights import import_weights
 from mnv2det.convert.labels import COCO_IDS, detector_names, read_label_map
@@ -193,6 +193,8 @@ def test_what_is_missing_is_said(tmp_path: Path, detector: Model):
     prefix = write_checkpoint(tmp_path / "m", arrays_of(detector, "det"))
     Path(f"{prefix}.data-00000-of-00001").unlink()
     assert "m.data-00000-of-00001: no such checkpoint's values" in refusal(prefix)
+    (tmp_path / "bare.pb").write_bytes(node("image", "Placeholder"))
+    assert "neither an SSDLite, a classifier nor a DeepLab" in refusal(tmp_path / "bare.pb")
     (tmp_path / "empty.pb").write_bytes(b"")
     assert "damaged, or no graph of TensorFlow's (no nodes)" in refusal(tmp_path / "empty.pb")
 

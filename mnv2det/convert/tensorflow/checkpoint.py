@@ -20,6 +20,7 @@ LARGEST = 2**31  # bytes of values
 LARGEST_INDEX = 2**26
 FOOTER, MAGIC = 48, 0xDB4775248B80FB57
 MOST_SHARDS = 1000
+MOST_ENTRIES, LONGEST_NAME = 200_000, 4096
 # what training keeps beside a variable, under its name and one of these
 SLOTS = ("Momentum", "RMSProp", "RMSProp_1", "Adam", "Adam_1", "Adagrad", "Ftrl", "Ftrl_1")
 AVERAGE = "ExponentialMovingAverage"
@@ -52,11 +53,11 @@ def read_checkpoint(prefix: Path) -> Variables:
         shards, entries = _read_index(memoryview(data))
     except DamagedError as error:
         raise WeightsError(f"{index}: damaged, or no checkpoint's index ({error})") from None
-    files: dict[int, bytes] = {}
+    files: dict[int, memoryview] = {}
     parts = {}
     for shard in sorted({entry.shard for entry in entries.values()}):
         path = prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{shards:05d}")
-        files[shard] = read_bounded(path, LARGEST, kind="checkpoint's values")
+        files[shard] = memoryview(read_bounded(path, LARGEST, kind="checkpoint's values"))
         parts[path.name] = hashlib.sha256(files[shard]).hexdigest()
     arrays: dict[str, NDArray[np.generic]] = {}
     averages: dict[str, NDArray[np.generic]] = {}
@@ -87,10 +88,14 @@ def _read_index(data: memoryview) -> tuple[int, dict[str, Entry]]:
     footer = data[-FOOTER:]
     _, position = _handle(footer, 0)
     handle, _ = _handle(footer, position)
-    shards, entries = 1, {}
+    shards, count = 1, 0
+    entries: dict[str, Entry] = {}
     for _, where in _block(data, *handle):
         block, _ = _handle(where, 0)
         for key, value in _block(data, *block):
+            count += 1
+            if count > MOST_ENTRIES:
+                raise DamagedError(f"more than {MOST_ENTRIES} variables")
             if not key:
                 shards = _shards(value)
                 continue
@@ -129,7 +134,7 @@ def _block(data: memoryview, offset: int, size: int) -> Iterator[tuple[bytes, me
         shared, position = varint(block, position)
         rest, position = varint(block, position)
         length, position = varint(block, position)
-        if shared > len(key) or position + rest + length > end:
+        if shared > len(key) or shared + rest > LONGEST_NAME or position + rest + length > end:
             raise DamagedError("an entry that leaves its block")
         key = key[:shared] + bytes(block[position : position + rest])
         position += rest

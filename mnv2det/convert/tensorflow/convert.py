@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mnv2det.convert.labels import detector_names, read_labels
-from mnv2det.convert.network import HALF, ImportedNetwork
+from mnv2det.convert.network import ImportedNetwork, make_header
 from mnv2det.convert.tensorflow import classifier, deeplab, ssdlite
 from mnv2det.convert.tensorflow.checkpoint import read_checkpoint
 from mnv2det.convert.tensorflow.graph_def import read_graph
@@ -18,7 +18,6 @@ from mnv2det.convert.tensorflow.paths import GRAPHS
 from mnv2det.convert.tensorflow.variables import Variables
 from mnv2det.errors import WeightsError
 from mnv2det.models.weight_file import Header
-from mnv2det.structures import Preprocess, Sampling
 
 SAVED_VARIABLES = "variables/variables"  # of a saved model that is not frozen
 PUBLISHED_SIZES = {"det": (300, 300), "seg": (513, 513), "cls": (224, 224)}  # where the file states none
@@ -51,19 +50,15 @@ def convert_tensorflow(
         classes = _name_classes(imported.tensors, detector_names(labels, len(classes)))
     elif labels is not None:
         classes = read_labels(labels, len(classes))
-    header = Header(
-        backbone={"name": "mobilenet_v2", "args": imported.backbone},
-        heads={imported.task: {"name": imported.head, "args": imported.head_args}},
-        classes={imported.task: classes},
-        preprocess=Preprocess(size, HALF, HALF, imported.fit, _sampling(imported.task)),
-        provenance={
-            "source": variables.source,
-            "sha256": variables.sha256,
-            **({"parts": dict(variables.parts)} if variables.parts else {}),
-            **imported.provenance,
-        },
+    return imported.tensors, make_header(
+        imported,
+        classes,
+        size,
+        source=variables.source,
+        sha256=variables.sha256,
+        parts=variables.parts,
+        trainable=True,
     )
-    return imported.tensors, header
 
 
 def read_variables(path: Path) -> Variables:
@@ -73,8 +68,6 @@ def read_variables(path: Path) -> Variables:
         path = found or _newest_checkpoint(path)
     if path.suffix == ".pb":
         variables = read_graph(path)
-        if not variables.arrays and path.with_name(f"{SAVED_VARIABLES}.index").is_file():
-            return read_checkpoint(path.with_name(SAVED_VARIABLES))
         if path.name == "saved_model.pb" and (path.parent / f"{SAVED_VARIABLES}.index").is_file():
             stored = read_checkpoint(path.parent / SAVED_VARIABLES)
             stored.arrays = {**variables.arrays, **stored.arrays}
@@ -121,11 +114,6 @@ def _name_classes(tensors: dict[str, Tensor], names: list[str]) -> list[str]:
         if key.startswith("heads.det.class_predictors.") and key.endswith((".1.weight", ".1.bias")):
             tensors[key] = rows.unflatten(0, (-1, len(names) + 1))[:, kept].flatten(0, 1)
     return [name for name in names if name]
-
-
-def _sampling(task: str) -> Sampling:
-    """How pictures were resized: the Object Detection API by TensorFlow 1's ResizeBilinear, the others at full size."""
-    return "corners" if task == "det" else "centers"
 
 
 def _input_size(variables: Variables) -> tuple[int, int] | None:

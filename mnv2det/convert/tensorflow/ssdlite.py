@@ -50,7 +50,7 @@ def map_ssdlite(variables: Variables, where: str) -> ImportedNetwork:
     args: dict[str, Any] = {"extras": [max(2, layers.outputs(f"{_extra(*extra)[1]}/weights")) for extra in extras]}
     args |= {"padding": "same", "norm_eps": NORM_EPS, **anchor_args(shapes), "score": _score(variables)}
     with torch.device("meta"):  # only the shapes matter
-        head = SSDLite(backbone.features, classes=classes, **_frozen(args))
+        head = SSDLite(backbone.features, classes=classes, **args)
     for number, (extra, level) in enumerate(zip(extras, head.extras, strict=True)):
         narrow, wide = _extra(*extra)
         for index, (layer, theirs) in enumerate(
@@ -78,6 +78,7 @@ def map_ssdlite(variables: Variables, where: str) -> ImportedNetwork:
         {**args, **_suppression(variables)},
         default_names(classes),
         private_background=True,
+        sampling="corners",  # TensorFlow 1's ResizeBilinear
         provenance=provenance,
     )
 
@@ -162,12 +163,3 @@ def _suppression(variables: Variables) -> dict[str, float]:
 def _reorder(rows: Tensor) -> Tensor:
     """Brings the rows of box codes, (anchor, value) along the first axis, into our order of values."""
     return rows.view(-1, 4, *rows.shape[1:])[:, CODE_ORDER].flatten(0, 1)
-
-
-def _frozen(args: dict[str, Any]) -> dict[str, Any]:
-    """The same with tuples in place of lists, as the head's signature has them."""
-    return {key: _tuples(value) for key, value in args.items()}
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

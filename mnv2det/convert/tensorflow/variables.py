@@ -14,6 +14,7 @@ from mnv2det.convert.tensorflow.protobuf import fields, message, number, varints
 
 DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 19: "<f2"}  # of tensorflow/core/framework/types.proto
 MOST_VALUES = 2**26  # of one array
+MOST_NUMBERS = 2**22  # bytes of them, where they are stored one by one
 
 
 @dataclass
@@ -90,6 +91,8 @@ def read_tensor(view: memoryview) -> NDArray[np.generic] | None:
         elif key in (5, 6):  # floats and doubles, one or several of them
             values.append(message(value))
         elif key in (7, 10, 13):  # int, int64, half: a number, or a list of them
+            if len(whole) + (1 if isinstance(value, int) else len(value)) > MOST_NUMBERS:
+                raise DamagedError("too many numbers that are stored one by one")
             whole += [number(value)] if isinstance(value, int) else varints(value)
     if kind not in DTYPES:
         return None
