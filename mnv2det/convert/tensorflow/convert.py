@@ -51,13 +51,7 @@ def convert_tensorflow(
     elif labels is not None:
         classes = read_labels(labels, len(classes))
     return imported.tensors, make_header(
-        imported,
-        classes,
-        size,
-        source=variables.source,
-        sha256=variables.sha256,
-        parts=variables.parts,
-        trainable=True,
+        imported, classes, size, source=variables.source, sha256=variables.sha256, parts=variables.parts, trainable=True
     )
 
 
