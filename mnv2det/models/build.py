@@ -20,7 +20,8 @@ from mnv2det.structures import Preprocess
 
 # arguments of a backbone that its weights decide
 FROM_WEIGHTS = (
-    "width", "divisor", "last_channels", "padding", "norm_eps", "expansion", "act", "bottleneck_act", "shortcut",
+    "width", "divisor", "last_channels", "padding", "dilate_at_once",
+    "norm_eps", "expansion", "act", "bottleneck_act", "shortcut",
 )  # fmt: skip
 
 

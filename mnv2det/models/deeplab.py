@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from mnv2det.errors import ConfigError
 from mnv2det.models.head import ClassRows, Dense
-from mnv2det.models.layers import Conv, ConvNorm, init_weights
+from mnv2det.models.layers import Conv, ConvNorm, Separable, init_weights
 from mnv2det.ops.geometry import GraphFrame
 from mnv2det.ops.maps import enlarge, enlarging_weights, label_enlarged, label_in_graph, sample
 from mnv2det.ops.nms import Suppress
@@ -24,6 +25,8 @@ RATES = (6, 12, 18)  # of ASPP at output stride 16
 
 
 def _check(args: Mapping[str, Any]) -> Iterator[str]:
+    if args["aspp_separable"] and not args["aspp"]:
+        yield "aspp_separable: there are no such branches without aspp"
     if args["class_weights"] is not None and not any(args["class_weights"]):
         yield "class_weights: expected some above 0, all are 0"
 
@@ -41,6 +44,8 @@ class MobileDeepLab(Dense):
         channels: Output channels of every branch (256).
         aspp: Whether to add three dilated 3x3 branches, of rates 6, 12 and 18 at stride 16, and twice
             that at stride 8 (Table 7's second and fourth row).
+        aspp_separable: Whether these branches are depthwise-separable.
+        join_kernel: Side of the convolution that joins the branches: 1, or 3 as in MMSegmentation.
         detail_tap: An earlier feature whose class scores are added at its finer stride, as in LR-ASPP
             (Howard et al., arXiv 1905.02244, section 6.4); not published for this head, and what thin
             objects need. Null leaves it out.
@@ -61,7 +66,9 @@ class MobileDeepLab(Dense):
 
     needs: ClassVar[tuple[str, ...]] = ("mask",)
     target_key: ClassVar[str] = "mask"
-    architecture_args: ClassVar[tuple[str, ...]] = ("tap", "channels", "aspp", "norm_eps")
+    architecture_args: ClassVar[tuple[str, ...]] = (
+        "tap", "channels", "aspp", "aspp_separable", "join_kernel", "norm_eps",
+    )  # fmt: skip
     optional_layers: ClassVar[tuple[str, ...]] = ("detail.", "auxiliary_head.")
 
     def __init__(
@@ -72,6 +79,8 @@ class MobileDeepLab(Dense):
         tap: str = "block17",
         channels: PositiveInt = 256,
         aspp: bool = False,
+        aspp_separable: bool = False,
+        join_kernel: Literal[1, 3] = 1,
         detail_tap: str | None = None,
         dropout: ShareBelowOne = 0.1,
         loss_stride: PositiveInt = 1,
@@ -96,15 +105,17 @@ class MobileDeepLab(Dense):
         inputs, stride = features[tap]
         self.stride = features[detail_tap].stride if detail_tap else stride
 
-        def block(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> ConvNorm:
-            return ConvNorm(
-                inputs, outputs, kernel, dilation=dilation, act="relu", eps=norm_eps, momentum=norm_momentum
-            )
+        block = functools.partial(ConvNorm, act="relu", eps=norm_eps, momentum=norm_momentum)
+
+        def dilated(rate: int) -> nn.Module:
+            if aspp_separable:
+                return Separable(inputs, channels, dilation=rate, act="relu", eps=norm_eps, momentum=norm_momentum)
+            return block(inputs, channels, 3, dilation=rate)
 
         rates = [max(1, rate * 16 // stride) for rate in RATES] if aspp else []
         self.pool = block(inputs, channels)
-        self.branches = nn.ModuleList([block(inputs, channels), *(block(inputs, channels, 3, r) for r in rates)])
-        self.join = block(channels * (2 + len(rates)), channels)
+        self.branches = nn.ModuleList([block(inputs, channels), *map(dilated, rates)])
+        self.join = block(channels * (2 + len(rates)), channels, join_kernel)
         self.dropout = nn.Dropout(dropout)
         self.classify = Conv(channels, classes, bias=True)
         if detail_tap:

@@ -49,6 +49,8 @@ class MobileNetV2(Backbone):
         output_stride: 32, 16 or 8. A layer that would exceed it loses its stride but keeps its
             dilation; only later layers double theirs. So the last map, read at stride 32
             (tap ``last/32``), is the same for every output stride.
+        dilate_at_once: Whether a layer that would exceed it is dilated already itself, as in MMSegmentation. The map
+            at stride 32 is another one then.
         padding: ``symmetric`` (torchvision's weights) or ``same`` (TensorFlow's).
         norm_eps: Epsilon of batch norm: 1e-3 in TensorFlow, 1e-5 in torchvision's weights.
         norm_momentum: Weight of the newest batch in the running statistics. 0.03 suits short
@@ -68,6 +70,7 @@ class MobileNetV2(Backbone):
         divisor: Literal[1, 8] = 8,
         last_channels: PositiveInt | None = None,
         output_stride: Literal[8, 16, 32] = 32,
+        dilate_at_once: bool = False,
         padding: Padding = "symmetric",
         norm_eps: NormEpsilon = 1e-3,
         norm_momentum: Share = 0.03,
@@ -106,7 +109,7 @@ class MobileNetV2(Backbone):
                         outputs,
                         stride=step,
                         expansion=times,
-                        dilation=dilation,
+                        dilation=dilation * lost if dilate_at_once else dilation,
                         pad=padding,
                         act=act,
                         bottleneck_act=bottleneck_act,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mnv2det.models.head import AnchorCoding, ClassRows, Head
-from mnv2det.models.layers import Conv, ConvNorm, Padding, init_weights
+from mnv2det.models.layers import Activation, Conv, ConvNorm, Padding, init_weights
 from mnv2det.ops.anchors import level_shapes, make_anchors
 from mnv2det.ops.boxes import decode as boxes_at_anchors
 from mnv2det.ops.boxes import decode_numpy, encode
@@ -37,6 +38,8 @@ from mnv2det.registry import HEADS
 from mnv2det.structures import Detections, FeatureInfo, Frame, Target
 
 # (scale, ratio) of each anchor of a level
+PREDICTOR_KERNEL: Literal[3] = 3  # side of the published predictors
+INNER_CHANNELS = 64  # least width inside pytorch-ssd's extra levels
 AnchorShapes = Annotated[tuple[tuple[PositiveFloat, PositiveFloat], ...], Field(min_length=1)]
 
 
@@ -44,8 +47,11 @@ def _check(args: Mapping[str, Any]) -> Iterator[str]:
     if args["min_scale"] > args["max_scale"]:
         yield f"min_scale: expected at most max_scale, which is {args['max_scale']}, got {args['min_scale']}"
     levels = len(args["taps"]) + len(args["extras"])
-    if args["anchors"] is not None and len(args["anchors"]) != levels:
-        yield f"anchors: given for {len(args['anchors'])} levels, but taps and extras make {levels}"
+    for key in ("anchors", "cells"):
+        if args[key] is not None and len(args[key]) != levels:
+            yield f"{key}: given for {len(args[key])} levels, but taps and extras make {levels}"
+    if args["lite"] and args["predictor_kernel"] != PREDICTOR_KERNEL:
+        yield "predictor_kernel: only predictors that are no depthwise-separable ones have another; set lite to false"
 
 
 @HEADS.register("ssdlite", check=_check)
@@ -59,6 +65,10 @@ class SSDLite(Head):
             bottleneck 14 (TensorFlow's layer 15) and the last convolution.
         extras: Channels of the further levels, each half the size of the one before.
         lite: False makes the plain SSD head that the paper compares with (Table 5).
+        predictor_kernel: Side of the plain SSD's predictors: 3, or 1 as in the Object Detection API's releases.
+        layout: Where layers have activations: behind all but the predictors, as ``published``, or as ``pytorch-ssd``
+            trained its mb2-ssd-lite: extra levels end linearly and are at least 64 channels wide inside, and the
+            coarsest level has 1x1 predictors.
         padding: How stride-2 layers pad; heads imported from TensorFlow need ``same``.
         min_scale: Scale of the anchors of the finest level (`mnv2det.ops.anchors.level_shapes`).
         max_scale: Scale of the anchors of the coarsest level.
@@ -66,6 +76,8 @@ class SSDLite(Head):
         lowest: (scale, ratio) of the finest level's anchors; null treats it as the others.
         anchors: (scale, ratio) of all anchors, level by level, in place of the four arguments
             before; null makes them from those.
+        cells: Pixels between the centres of neighbouring anchors, level by level; null spreads them evenly over the
+            input. Only for weights of projects that count so, at the input size they were trained with.
         score: How logits become scores: by ``sigmoid``, as published, or ``softmax``.
         match_iou: Least IoU of an anchor and a box at which the anchor learns the box.
         negatives: Number of hard negatives per matched anchor.
@@ -81,14 +93,16 @@ class SSDLite(Head):
         score_threshold: Detections score above this.
         nms_iou: A box whose IoU with a better one of its class is above this is dropped.
         max_detections: Most detections of an image.
+        clip_after_nms: Whether boxes are cut to the picture only after NMS, as TensorFlow does it. It changes
+            single boxes at the picture's edge.
     """
 
     detection_settings: DetectionSettings
     needs: ClassVar[tuple[str, ...]] = ("boxes", "labels")
     target_key: ClassVar[str] = "labels"
     architecture_args: ClassVar[tuple[str, ...]] = (
-        "taps", "extras", "lite", "padding", "min_scale", "max_scale", "ratios", "lowest", "anchors", "score",
-        "norm_eps",
+        "taps", "extras", "lite", "predictor_kernel", "layout", "padding", "min_scale", "max_scale", "ratios", "lowest",
+        "anchors", "cells", "score", "norm_eps",
     )  # fmt: skip
 
     def __init__(
@@ -99,12 +113,15 @@ class SSDLite(Head):
         taps: Annotated[tuple[str, ...], Field(min_length=1)] = ("block14.expand/16", "last/32"),
         extras: tuple[Annotated[int, Field(ge=2)], ...] = (512, 256, 256, 128),
         lite: bool = True,
+        predictor_kernel: Literal[1, 3] = PREDICTOR_KERNEL,
+        layout: Literal["published", "pytorch-ssd"] = "published",
         padding: Padding = "symmetric",
         min_scale: PositiveFloat = 0.2,
         max_scale: PositiveFloat = 0.95,
         ratios: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1.0, 2.0, 0.5, 3.0, 1 / 3),
         lowest: AnchorShapes | None = ((0.1, 1.0), (0.2, 2.0), (0.2, 0.5)),
         anchors: tuple[AnchorShapes, ...] | None = None,
+        cells: tuple[PositiveFloat, ...] | None = None,
         score: Literal["sigmoid", "softmax"] = "sigmoid",
         match_iou: PositiveShare = 0.5,
         negatives: NonNegativeFloat = 3.0,
@@ -118,39 +135,37 @@ class SSDLite(Head):
         score_threshold: Share = 1e-8,
         nms_iou: Share = 0.6,
         max_detections: PositiveInt = 100,
+        clip_after_nms: bool = False,
     ) -> None:
         super().__init__()
         self.taps = ("image", *taps)
-        self.classes, self.softmax, self.lite = classes, score == "softmax", lite
+        self.classes, self.softmax = classes, score == "softmax"
         self.private = 1  # number of logits before that of the first class: the background's
         self.match_iou, self.negatives, self.min_negatives = match_iou, negatives, min_negatives
         self.box_weight, self.box_beta = box_weight, box_beta
-        self.detection_settings = DetectionSettings(score_threshold, nms_iou, max_detections)
+        self.detection_settings = DetectionSettings(score_threshold, nms_iou, max_detections, clip_after_nms)
+        self.cells = cells
         self.shapes = anchors or level_shapes(
             len(taps) + len(extras), min_scale=min_scale, max_scale=max_scale, ratios=ratios, lowest=lowest
         )
 
-        def block(inputs: int, outputs: int, kernel: int = 1, *, stride: int = 1, groups: int = 1) -> ConvNorm:
-            return ConvNorm(
-                inputs,
-                outputs,
-                kernel,
-                stride=stride,
-                groups=groups,
-                pad=padding,
-                eps=norm_eps,
-                momentum=norm_momentum,
-            )
+        foreign = layout == "pytorch-ssd"
+        block = functools.partial(ConvNorm, pad=padding, eps=norm_eps, momentum=norm_momentum)
 
         def extra(inputs: int, outputs: int) -> nn.Sequential:
-            half = outputs // 2
+            inner = max(outputs // 2, INNER_CHANNELS if foreign else 0)
+            narrow = block(inputs, inner)
+            act: Activation = "none" if foreign else "relu6"
             if not lite:
-                return nn.Sequential(block(inputs, half), block(half, outputs, 3, stride=2))
-            return nn.Sequential(block(inputs, half), block(half, half, 3, stride=2, groups=half), block(half, outputs))
+                return nn.Sequential(narrow, block(inner, outputs, 3, stride=2, act=act))
+            return nn.Sequential(narrow, block(inner, inner, 3, stride=2, groups=inner), block(inner, outputs, act=act))
 
-        def predictor(inputs: int, outputs: int) -> nn.Module:
+        def predictor(level: int, outputs: int) -> nn.Module:
+            inputs = widths[level]
+            if foreign and level == len(widths) - 1:
+                return Conv(inputs, outputs, bias=True)
             if not lite:
-                return Conv(inputs, outputs, 3, bias=True)
+                return Conv(inputs, outputs, predictor_kernel, bias=True)
             return nn.Sequential(block(inputs, inputs, 3, groups=inputs), Conv(inputs, outputs, bias=True))
 
         widths = [features[tap].channels for tap in taps] + list(extras)
@@ -160,11 +175,9 @@ class SSDLite(Head):
         self.extras = nn.ModuleList(extra(a, b) for a, b in zip(widths[first:], widths[first + 1 :], strict=False))
         counts = [len(shapes) for shapes in self.shapes]
         self.class_predictors = nn.ModuleList(
-            predictor(width, count * (classes + 1)) for width, count in zip(widths, counts, strict=True)
+            predictor(level, count * (classes + 1)) for level, count in enumerate(counts)
         )
-        self.box_predictors = nn.ModuleList(
-            predictor(width, count * 4) for width, count in zip(widths, counts, strict=True)
-        )
+        self.box_predictors = nn.ModuleList(predictor(level, count * 4) for level, count in enumerate(counts))
         init_weights(self, init_std)
         if prior is not None:
             self._start_from(prior)
@@ -181,7 +194,7 @@ class SSDLite(Head):
         """
         height, width = features["image"].shape[-2:]
         raw, maps = self._predict(features)
-        anchors = make_anchors(maps, self.shapes, (int(height), int(width)))
+        anchors = make_anchors(maps, self.shapes, (int(height), int(width)), self.cells)
         return {**raw, "anchors": anchors.to(raw["logits"].device)}
 
     def forward_export(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -205,7 +218,7 @@ class SSDLite(Head):
     def constants(self, size: tuple[int, int]) -> dict[str, Tensor]:
         """See `Head`: ``anchors``."""
         levels = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in self.strides]
-        return {"anchors": make_anchors(tuple(levels), self.shapes, size)}
+        return {"anchors": make_anchors(tuple(levels), self.shapes, size, self.cells)}
 
     def _predict(self, features: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[tuple[int, int], ...]]:
         """Logits and codes of all levels, and the levels' sizes."""
@@ -297,12 +310,11 @@ class SSDLite(Head):
 
     def class_rows(self) -> dict[str, ClassRows]:
         """See `Head`: the last layers of the class predictors; their private row is the background's."""
-        last = [f"class_predictors.{n}.1" if self.lite else f"class_predictors.{n}" for n in range(len(self.shapes))]
-        return {
-            f"{name}.{part}": ClassRows(len(shapes), 1)
-            for name, shapes in zip(last, self.shapes, strict=True)
-            for part in ("weight", "bias")
-        }
+        rows: dict[str, ClassRows] = {}
+        for number, (predictor, shapes) in enumerate(zip(self.class_predictors, self.shapes, strict=True)):
+            name = f"class_predictors.{number}" + (".1" if isinstance(predictor, nn.Sequential) else "")
+            rows |= {f"{name}.{part}": ClassRows(len(shapes), 1) for part in ("weight", "bias")}
+        return rows
 
     def _flatten(self, maps: Tensor, values: int) -> Tensor:
         return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, values)

@@ -46,26 +46,32 @@ def level_shapes(
 
 @functools.lru_cache(maxsize=32)
 def make_anchors(
-    maps: tuple[tuple[int, int], ...], shapes: tuple[tuple[Shape, ...], ...], size: tuple[int, int]
+    maps: tuple[tuple[int, int], ...],
+    shapes: tuple[tuple[Shape, ...], ...],
+    size: tuple[int, int],
+    cells: tuple[float, ...] | None = None,
 ) -> Tensor:
     """Computes the anchors of all levels, one level after another, row by row, shape by shape.
 
-    Centres are at ``(i + .5) / map`` of the image. Sides are relative to the image's shorter side, so
-    that a ratio is one of pixels, in images that are not square as well. Anchors are not clipped.
+    Centres are at ``(i + .5) / map`` of the image, or at ``(i + .5) * cell`` pixels. Sides are relative to the
+    image's shorter side, so that a ratio is one of pixels, in images that are not square as well. Anchors are not
+    clipped.
 
     Args:
         maps: (height, width) of each level's feature map.
         shapes: From `level_shapes`.
         size: (H, W) of the image in pixels.
+        cells: Pixels between neighbouring centres of each level; None spreads them evenly.
 
     Returns:
         float32 (A, 4), xyxy in pixels; do not write to it, it is cached.
     """
     side = min(size)
     levels = []
-    for (height, width), level in zip(maps, shapes, strict=True):
-        ys = (torch.arange(height, dtype=torch.float64) + 0.5) / height * size[0]
-        xs = (torch.arange(width, dtype=torch.float64) + 0.5) / width * size[1]
+    for number, ((height, width), level) in enumerate(zip(maps, shapes, strict=True)):
+        row, column = (cells[number], cells[number]) if cells else (size[0] / height, size[1] / width)
+        ys = (torch.arange(height, dtype=torch.float64) + 0.5) * row
+        xs = (torch.arange(width, dtype=torch.float64) + 0.5) * column
         scale, ratio = torch.tensor(level, dtype=torch.float64).unbind(1)
         half = torch.stack([scale * ratio.sqrt(), scale / ratio.sqrt()], dim=1) * side / 2
         y, x = torch.meshgrid(ys, xs, indexing="ij")

@@ -3,11 +3,11 @@
 The steps are:
 
 1. Every pair of a box and a class whose score is above ``score_threshold`` is a candidate.
-2. Boxes are cut to the part of the network's input that shows the picture.
+2. Boxes are cut to the part of the network's input that shows the picture, unless ``clip_after_nms``.
 3. Greedy NMS within each class: best first; a box is dropped if its IoU with a better one of its class is above
    ``nms_iou``. Equal scores are taken in the order of their boxes, then of their classes.
 4. The best ``max_detections`` of all classes stay.
-5. Boxes are scaled to the picture's own pixels, and cut once more, as scaling rounds.
+5. Boxes are scaled to the picture's own pixels, and cut to it.
 
 `detect` does so for one picture with NumPy, `detect_in_graph` for a batch by operations that can be traced, and
 `mnv2det.runtime.openvino_detections` by operators of OpenVINO.
@@ -38,11 +38,13 @@ class DetectionSettings:
         score_threshold: Detections score above this, 0 ... 1.
         nms_iou: A box whose IoU with a better one of its class is above this is dropped, 0 ... 1.
         max_detections: Most detections of a picture.
+        clip_after_nms: Whether boxes are cut to the picture only after NMS.
     """
 
     score_threshold: float
     nms_iou: float
     max_detections: int
+    clip_after_nms: bool = False
 
     def least_logit(self, *, softmax: bool) -> float:
         """``score_threshold`` as a logit, or as a log-probability where scores are a softmax."""
@@ -85,7 +87,7 @@ def detect(
         values = values - values.max(axis=-1, keepdims=True)
         values = values - np.log(np.exp(values).sum(axis=-1, keepdims=True))
     kept, best, labels = class_nms(
-        lambda rows: clip_boxes(compute(rows), used),
+        compute if settings.clip_after_nms else lambda rows: clip_boxes(compute(rows), used),
         values,
         score_threshold=settings.least_logit(softmax=softmax),
         nms_iou=settings.nms_iou,
@@ -115,13 +117,14 @@ def detect_in_graph(
     """
     scores = scores.transpose(1, 2)
     used, size = (torch.cat([side.flip(0), side.flip(0)]).float() for side in (frame.used, frame.size))
-    boxes = boxes.clamp(min=0.0).minimum(used)
+    if not settings.clip_after_nms:
+        boxes = boxes.clamp(min=0.0).minimum(used)
     number = scores.shape[2]
     kept = suppress(boxes, scores, settings.nms_iou, settings.score_threshold, settings.max_detections)
     best, index = kept.flatten(1).topk(min(settings.max_detections, scores.shape[1] * number), dim=1)
     boxes = boxes.gather(1, (index % number)[..., None].expand(-1, -1, 4))
     return {
-        "boxes": (boxes * (size / used)).minimum(size),
+        "boxes": (boxes * (size / used)).clamp(min=0.0).minimum(size),
         "scores": best,
         "labels": index // number,
         "count": (best > 0).sum(dim=1),

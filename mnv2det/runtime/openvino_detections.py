@@ -79,7 +79,9 @@ class GraphDetections:
         def clip(boxes: Any, corner: Any) -> Any:
             return op.minimum(op.maximum(boxes, np.float32(0)), corner)
 
-        boxes = clip(op.concat([op.subtract(center, half), op.add(center, half)], 1), used)
+        boxes = op.concat([op.subtract(center, half), op.add(center, half)], 1)
+        if not self.settings.clip_after_nms:
+            boxes = clip(boxes, used)
         kept = op.non_max_suppression(
             op.unsqueeze(boxes, ints(0)),
             op.unsqueeze(op.transpose(logits, ints(1, 0)), ints(0)),

@@ -19,8 +19,9 @@ def boxes_and_logits(count: int = 150, columns: int = 4) -> tuple[torch.Tensor, 
 
 @pytest.mark.parametrize("frame", FRAMES)
 @pytest.mark.parametrize("softmax", [False, True])
-def test_a_graph_finds_what_numpy_finds(frame: Frame, softmax: bool):
-    settings = DetectionSettings(score_threshold=0.3, nms_iou=0.4, max_detections=60)
+@pytest.mark.parametrize("clip_after_nms", [False, True])
+def test_a_graph_finds_what_numpy_finds(frame: Frame, softmax: bool, clip_after_nms: bool):
+    settings = DetectionSettings(score_threshold=0.3, nms_iou=0.4, max_detections=60, clip_after_nms=clip_after_nms)
     boxes, logits = boxes_and_logits()
     result = detect(boxes.numpy(), logits, frame, settings, softmax=softmax, first_class=1)
     assert 5 < len(result.scores) <= 60
@@ -42,6 +43,13 @@ def test_boxes_are_cut_to_the_part_that_shows_the_picture_before_suppression():
     settings = DetectionSettings(score_threshold=0.1, nms_iou=0.5, max_detections=10)
     result = detect(boxes.numpy(), torch.tensor([[2.0], [1.0]]), Frame((96, 40), (96, 40)), settings)
     assert result.boxes.tolist() == [[10, 10, 40, 90]]
+
+
+def test_boxes_can_be_cut_after_suppression():
+    boxes = torch.tensor([[10.0, 10, 40, 90], [-5.0, 10, 300, 99]])
+    settings = DetectionSettings(score_threshold=0.1, nms_iou=0.5, max_detections=10, clip_after_nms=True)
+    result = detect(boxes.numpy(), torch.tensor([[2.0], [1.0]]), Frame((96, 40), (96, 40)), settings)
+    assert result.boxes.tolist() == [[10, 10, 40, 90], [0, 10, 40, 96]]
 
 
 def test_equal_scores_are_taken_in_the_order_of_boxes_then_of_classes():
