@@ -135,7 +135,14 @@ def _block(rows: Sequence[tuple[bytes, bytes]]) -> bytes:
 
 
 def random_model(
-    task: str, *, classes: int = 3, size: int = 96, extras: Sequence[int] = (64, 32, 32, 32), **backbone: object
+    task: str,
+    *,
+    classes: int = 3,
+    size: int = 96,
+    extras: Sequence[int] = (64, 32, 32, 32),
+    head_args: Mapping[str, object] | None = None,
+    backbone_name: str = "mobilenet_v2",
+    **backbone: object,
 ) -> Model:
     """Ours, with random weights and norms that do something."""
     torch.manual_seed(0)
@@ -144,8 +151,9 @@ def random_model(
         "cls": {"name": "classifier", "args": {}},
         "seg": {"name": "mobile_deeplab", "args": {}},
     }[task]
+    head["args"] |= head_args or {}  # type: ignore[operator]
     model = assemble(
-        {"name": "mobilenet_v2", "args": {"width": 0.35, "padding": "same", **backbone}},
+        {"name": backbone_name, "args": {"width": 0.35, "padding": "same", **backbone}},
         {task: head},
         classes={task: [str(number) for number in range(classes)]},
         preprocess=Preprocess((size, size), HALF, HALF),
@@ -160,7 +168,8 @@ def random_model(
 
 def arrays_of(model: Model, task: str) -> Arrays:
     """The model's tensors by their names in TensorFlow, and in its layouts."""
-    scope = {"det": "FeatureExtractor/MobilenetV2", "cls": "MobilenetV2", "seg": "MobilenetV2"}[task]
+    network = {"mobilenet_v1": "MobilenetV1", "mobilenet_v2": "MobilenetV2"}[model.spec["backbone"]["name"]]
+    scope = f"FeatureExtractor/{network}" if task == "det" else network
     arrays: Arrays = {}
     for name, tensor in model.state_dict().items():
         if name.endswith("num_batches_tracked") or name.endswith("class_weights"):
@@ -179,7 +188,7 @@ def arrays_of(model: Model, task: str) -> Arrays:
             arrays[f"{theirs}/biases"] = array
         elif array.ndim == 2:
             arrays[f"{theirs}/weights"] = array.T[None, None]
-        elif array.shape[1] == 1 and array.shape[2] == 3:
+        elif array.shape[1] == 1 and array.shape[2] == 3 and kind:
             arrays[f"{theirs}/depthwise_weights"] = array.transpose(2, 3, 0, 1)
         else:
             arrays[f"{theirs}/weights"] = array.transpose(2, 3, 1, 0)
@@ -189,20 +198,24 @@ def arrays_of(model: Model, task: str) -> Arrays:
 def _scope(layer: str, scope: str, model: Model) -> str:
     parts = layer.split(".")
     if parts[0] == "backbone":
+        if scope.endswith("V1"):
+            return f"{scope}/Conv2d_0" if parts[1] == "stem" else f"{scope}/Conv2d_{int(parts[2]) + 1}_{parts[3]}"
         if parts[1] == "blocks":
             return f"{scope}/expanded_conv{f'_{parts[2]}' if parts[2] != '0' else ''}/{parts[3]}"
         return f"{scope}/{'Conv' if parts[1] == 'stem' else 'Conv_1'}"
     if parts[1] == "cls":
         return f"{scope}/Logits/Conv2d_1c_1x1"
     if parts[1] == "seg":
-        return {"pool": "image_pooling", "branches": "aspp0", "join": "concat_projection"}.get(
-            parts[2], "logits/semantic"
-        )
+        if parts[2] == "branches":
+            return "_".join([f"aspp{parts[3]}", *parts[4:]])
+        return {"pool": "image_pooling", "join": "concat_projection"}.get(parts[2], "logits/semantic")
     number = int(parts[3])
     if parts[2] == "extras":
-        channels = model.heads["det"].extras[number][2].conv.out_channels
+        level = model.heads["det"].extras[number]
+        channels, first = level[-1].conv.out_channels, "Conv2d_13_pointwise" if scope.endswith("V1") else "layer_19"
         if parts[4] == "0":
-            return f"{scope}/layer_19_1_Conv2d_{number + 2}_1x1_{channels // 2}"
-        return f"{scope}/layer_19_2_Conv2d_{number + 2}_3x3_s2_{channels}{'_depthwise' if parts[4] == '1' else ''}"
+            return f"{scope}/{first}_1_Conv2d_{number + 2}_1x1_{channels // 2}"
+        depthwise = "_depthwise" if parts[4] == "1" and len(level) == 3 else ""
+        return f"{scope}/{first}_2_Conv2d_{number + 2}_3x3_s2_{channels}{depthwise}"
     kind = "BoxEncodingPredictor" if parts[2] == "box_predictors" else "ClassPredictor"
-    return f"BoxPredictor_{number}/{kind}{'_depthwise' if parts[4] == '0' else ''}"
+    return f"BoxPredictor_{number}/{kind}{'_depthwise' if parts[4:] == ['0'] else ''}"

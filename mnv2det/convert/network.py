@@ -24,11 +24,11 @@ HALF = (0.5, 0.5, 0.5)
 
 @dataclass
 class ImportedNetwork:
-    """A MobileNetV2 with one head, as a mapper found it in a foreign graph.
+    """A backbone with one head, as a mapper found it in a foreign graph.
 
     Attributes:
         tensors: By their names in a weight file.
-        backbone: Arguments of `MobileNetV2`.
+        backbone: Arguments of the backbone.
         task: Name of the task, which the tensors' names contain.
         head: Registered name of the head.
         head_args: Arguments of the head.
@@ -37,6 +37,7 @@ class ImportedNetwork:
         fit: How pictures come to the input's size.
         sampling: Which place of a picture a pixel of the resized one shows, see `Preprocess`.
         provenance: What else should be known of the weights.
+        backbone_name: Registered name of the backbone.
     """
 
     tensors: dict[str, Tensor]
@@ -49,6 +50,7 @@ class ImportedNetwork:
     fit: Fit = "stretch"
     sampling: Sampling = "centers"
     provenance: dict[str, Any] = field(default_factory=dict)
+    backbone_name: str = "mobilenet_v2"
 
 
 Mapper = Callable[[Graph, str], ImportedNetwork]
@@ -110,7 +112,7 @@ def make_header(
         trainable: Whether batch norm is as it was trained.
     """
     return Header(
-        backbone={"name": "mobilenet_v2", "args": imported.backbone},
+        backbone={"name": imported.backbone_name, "args": imported.backbone},
         heads={imported.task: {"name": imported.head, "args": imported.head_args}},
         classes={imported.task: classes},
         # the mean and std of all releases: x / 127.5 - 1

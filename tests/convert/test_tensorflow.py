@@ -75,6 +75,38 @@ def test_what_was_imported_computes_the_same(tmp_path: Path, detector: Model):
     assert header.classes == {"det": ["0", "1", "2"]}
 
 
+V1 = {"backbone_name": "mobilenet_v1", "width": 0.25}
+V1_TAPS = {"taps": ["block11/16", "last/32"]}
+PLAIN = {"lite": False, "predictor_kernel": 1}
+
+
+@pytest.mark.parametrize(
+    ("task", "changes"),
+    [
+        ("det", {"head_args": PLAIN}),
+        ("det", {"head_args": {"lite": False}}),
+        ("det", {**V1, "head_args": {**V1_TAPS, **PLAIN}}),
+        ("det", {**V1, "head_args": V1_TAPS}),
+        ("cls", V1),
+        ("seg", {"head_args": {"aspp": True, "channels": 32}}),
+        ("seg", {"head_args": {"aspp": True, "aspp_separable": True, "channels": 32}}),
+    ],
+)
+def test_relatives_are_read_as_well(tmp_path: Path, task: str, changes: dict[str, Any]):
+    model = random_model(task, **changes)
+    source = write("graph", tmp_path, arrays_of(model, task))
+    labels = None
+    if task == "det":
+        labels = tmp_path / "names.txt"
+        labels.write_text("one\ntwo\nthree\n")
+    import_weights(source, tmp_path / "w.safetensors", labels=labels, progress=False)
+    again, header = from_file(str(tmp_path / "w.safetensors"))
+    own = model.state_dict()
+    assert again.state_dict().keys() == own.keys()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in again.state_dict().items())
+    assert header.backbone["name"] == changes.get("backbone_name", "mobilenet_v2")
+
+
 @pytest.mark.parametrize(
     ("width", "divisor", "last"), [(0.5, 8, 640), (0.75, 8, 960), (0.35, 1, None), (0.5, 1, None), (1.4, 8, None)]
 )
@@ -121,8 +153,9 @@ def test_anchors_of_the_graph_are_taken_and_others_are_the_apis(tmp_path: Path, 
     assert header.heads["det"]["args"]["anchors"][0] == [[0.1, 1.0], [0.2, 2.0], [0.2, 0.5]]
 
 
-def test_classes_without_a_name_are_left_out(tmp_path: Path):
-    model = random_model("det", classes=4)
+@pytest.mark.parametrize("lite", [True, False])
+def test_classes_without_a_name_are_left_out(tmp_path: Path, lite: bool):
+    model = random_model("det", classes=4, head_args={"lite": lite})
     (tmp_path / "map.pbtxt").write_text(
         "item {\n  id: 1 # first\n  name: '/m/01'\n  display_name: \"cat\"\n}\nitem { name: 'dog' id: 4 }\n"
     )
@@ -130,8 +163,8 @@ def test_classes_without_a_name_are_left_out(tmp_path: Path):
         write("checkpoint", tmp_path / "net", arrays_of(model, "det")), labels=tmp_path / "map.pbtxt"
     )
     assert header.classes == {"det": ["cat", "dog"]}
-    rows = model.state_dict()["heads.det.class_predictors.1.1.bias"].view(6, 5)[:, [0, 1, 4]].flatten()
-    assert torch.equal(tensors["heads.det.class_predictors.1.1.bias"], rows)
+    bias = f"heads.det.class_predictors.1{'.1' if lite else ''}.bias"
+    assert torch.equal(tensors[bias], model.state_dict()[bias].view(6, 5)[:, [0, 1, 4]].flatten())
 
 
 def test_named_class_lists():
@@ -185,7 +218,7 @@ def test_another_network_is_named_by_its_first_layer_that_differs(tmp_path: Path
     nan = {**arrays, f"{scope}/Conv/BatchNorm/beta": np.full(16, np.nan, np.float32)}
     assert "Conv/BatchNorm/beta' has values that are not finite" in refusal(write("graph", tmp_path / "e", nan))
     other = {"resnet_v1_50/conv1/weights": np.zeros((7, 7, 3, 64), np.float32)}
-    assert "neither an SSDLite, a classifier nor a DeepLab" in refusal(write("graph", tmp_path / "f", other))
+    assert "neither an SSD, a classifier nor a DeepLab" in refusal(write("graph", tmp_path / "f", other))
 
 
 def test_what_is_missing_is_said(tmp_path: Path, detector: Model):
@@ -194,7 +227,7 @@ def test_what_is_missing_is_said(tmp_path: Path, detector: Model):
     Path(f"{prefix}.data-00000-of-00001").unlink()
     assert "m.data-00000-of-00001: no such checkpoint's values" in refusal(prefix)
     (tmp_path / "bare.pb").write_bytes(node("image", "Placeholder"))
-    assert "neither an SSDLite, a classifier nor a DeepLab" in refusal(tmp_path / "bare.pb")
+    assert "neither an SSD, a classifier nor a DeepLab" in refusal(tmp_path / "bare.pb")
     (tmp_path / "empty.pb").write_bytes(b"")
     assert "damaged, or no graph of TensorFlow's (no nodes)" in refusal(tmp_path / "empty.pb")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,14 @@ from mnv2det.errors import WeightsError
 from mnv2det.models.weight_file import Header
 
 SAVED_VARIABLES = "variables/variables"  # of a saved model that is not frozen
+CLASS_ROWS = re.compile(r"heads\.det\.class_predictors\.\d+(\.1)?\.(weight|bias)")
 PUBLISHED_SIZES = {"det": (300, 300), "seg": (513, 513), "cls": (224, 224)}  # where the file states none
 
 
 def convert_tensorflow(
     source: str | os.PathLike[str], *, labels: str | os.PathLike[str] | None = None
 ) -> tuple[dict[str, Tensor], Header]:
-    """Reads an SSDLite of the Object Detection API, a classifier of slim or a Mobile DeepLabv3.
+    """Reads an SSD or SSDLite of the Object Detection API, a classifier of slim or a Mobile DeepLabv3.
 
     Args:
         source: A frozen graph, a saved model's folder or file, a checkpoint's prefix or any of its files, or a folder
@@ -87,16 +89,16 @@ def _newest_checkpoint(folder: Path) -> Path:
 def _map(variables: Variables, where: str) -> ImportedNetwork:
     """The network that the names are of."""
     names = variables.arrays
-    if any(name.startswith(f"{ssdlite.SCOPE}/") for name in names):
+    if any(name.startswith(tuple(f"{scope}/" for scope in ssdlite.SCOPES)) for name in names):
         return ssdlite.map_ssdlite(variables, where)
     if f"{deeplab.LOGITS}/weights" in names:
         return deeplab.map_deeplab(variables, where)
-    if f"{classifier.LOGITS}/weights" in names:
+    if any(f"{scope}/{classifier.LOGITS}/weights" in names for scope in classifier.SCOPES):
         return classifier.map_classifier(variables, where)
     scopes = sorted({"/".join(name.split("/")[:2]) for name in names if name.endswith("weights")})
     found = ", ".join(scopes[:4]) if scopes else f"{len(names)} tensors, none of them weights"
     raise WeightsError(
-        f"{where}: {variables.format}, but neither an SSDLite, a classifier nor a DeepLab on MobileNetV2 with"
+        f"{where}: {variables.format}, but neither an SSD, a classifier nor a DeepLab on MobileNet with"
         f" TensorFlow's names (it has {found[:200]})"
     )
 
@@ -105,7 +107,7 @@ def _name_classes(tensors: dict[str, Tensor], names: list[str]) -> list[str]:
     """Leaves out the rows of classes without a name, and returns the names of the others."""
     kept = torch.tensor([0, *(number for number, name in enumerate(names, 1) if name)])
     for key, rows in tensors.items():
-        if key.startswith("heads.det.class_predictors.") and key.endswith((".1.weight", ".1.bias")):
+        if CLASS_ROWS.fullmatch(key):
             tensors[key] = rows.unflatten(0, (-1, len(names) + 1))[:, kept].flatten(0, 1)
     return [name for name in names if name]
 

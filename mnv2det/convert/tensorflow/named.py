@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from mnv2det.convert.tensorflow.variables import Variables
 from mnv2det.errors import WeightsError, near
-from mnv2det.models.layers import Conv, ConvNorm, InvertedResidual
+from mnv2det.models.backbone import Backbone
+from mnv2det.models.layers import Conv, ConvNorm, InvertedResidual, Separable
 from mnv2det.models.mobilenet_v2 import MobileNetV2, width_of
+from mnv2det.models.variants.mobilenet_v1 import MobileNetV1
 
 NORM_EPS = 1e-3
 MOST_CHANNELS = 2**16
+STEM_CHANNELS = 32  # of MobileNetV1 at width 1
 NORMS = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 WEIGHTS = ("weights", "depthwise_weights")
 
@@ -54,6 +57,11 @@ class NamedLayers:
         if len(shape) != 4 or not 0 < shape[-1] <= MOST_CHANNELS:
             raise WeightsError(f"{self.error_prefix} '{name}' is {list(shape)}, expected a convolution's weights")
         return int(shape[-1])
+
+    def kernel(self, name: str) -> int:
+        """Side of a square convolution; argument and errors as those of `outputs`."""
+        self.outputs(name)
+        return int(self._stored(name).shape[0])
 
     def array(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """A variable as float32.
@@ -163,6 +171,44 @@ class NamedLayers:
             assert backbone.last is not None
             self.take_layer(backbone.last, "backbone.last", f"{scope}/Conv_1")
         return backbone, args
+
+    def take_mobilenet_v1(self, scope: str) -> tuple[MobileNetV1, dict[str, Any]]:
+        """Takes a MobileNetV1 of whatever width it is.
+
+        Args:
+            scope: Of the network: ``FeatureExtractor/MobilenetV1``.
+
+        Returns:
+            The backbone, on torch's device ``meta``, and its arguments.
+
+        Raises:
+            WeightsError: A layer differs.
+        """
+        args: dict[str, Any] = {"width": self.outputs(f"{scope}/Conv2d_0/weights") / STEM_CHANNELS}
+        args |= {"padding": "same", "norm_eps": NORM_EPS}
+        with torch.device("meta"):  # only the shapes matter
+            backbone = MobileNetV1(**args)
+        self.take_layer(backbone.stem, "backbone.stem", f"{scope}/Conv2d_0")
+        for number, layers in enumerate(backbone.blocks):
+            assert isinstance(layers, Separable)
+            for name in ("depthwise", "pointwise"):
+                layer = getattr(layers, name)
+                self.take_layer(layer, f"backbone.blocks.{number}.{name}", f"{scope}/Conv2d_{number + 1}_{name}")
+        return backbone, args
+
+    def take_backbone(self, scope: str, **others: Any) -> tuple[Backbone, dict[str, Any], str]:
+        """Takes the backbone that a scope is named after.
+
+        Args:
+            scope: It ends in ``MobilenetV1`` or ``MobilenetV2``.
+            others: For `take_mobilenet_v2`.
+
+        Returns:
+            The backbone, its arguments and its registered name.
+        """
+        if scope.endswith("V1"):
+            return *self.take_mobilenet_v1(scope), "mobilenet_v1"
+        return *self.take_mobilenet_v2(scope, **others), "mobilenet_v2"
 
     def names(self, pattern: str) -> list[re.Match[str]]:
         """Matches of all names that fit a pattern completely, in the order of the file."""

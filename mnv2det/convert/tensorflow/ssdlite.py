@@ -1,4 +1,4 @@
-"""SSDLite detectors of TensorFlow's Object Detection API."""
+"""SSD and SSDLite detectors of TensorFlow's Object Detection API, on MobileNetV2 and MobileNetV1."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from mnv2det.convert.labels import default_names
 from mnv2det.convert.network import ImportedNetwork, anchor_args
@@ -20,8 +20,9 @@ from mnv2det.models.layers import Conv, ConvNorm
 from mnv2det.models.ssdlite import SSDLite
 from mnv2det.ops.anchors import Shape, level_shapes
 
-SCOPE = "FeatureExtractor/MobilenetV2"
-EXTRA = rf"{SCOPE}/layer_19_2_Conv2d_(\d{{1,6}})_3x3_s2_(\d{{1,6}})/weights"
+# a backbone's scope, and what the names of the levels behind it begin with
+SCOPES = {"FeatureExtractor/MobilenetV2": "layer_19", "FeatureExtractor/MobilenetV1": "Conv2d_13_pointwise"}
+TAPS = {"mobilenet_v2": ["block14.expand/16", "last/32"], "mobilenet_v1": ["block11/16", "last/32"]}
 MOST_LEVELS = 20
 GENERATOR = "MultipleGridAnchorGenerator"
 SUPPRESSION = re.compile(r"Postprocessor/.*/(iou_threshold|score_threshold)")
@@ -39,56 +40,63 @@ def map_ssdlite(variables: Variables, where: str) -> ImportedNetwork:
     Raises:
         WeightsError: It is another network; the message names the first layer that differs.
     """
-    layers = NamedLayers(variables, where=where, network="MobileNetV2 SSDLite")
-    backbone, backbone_args = layers.take_mobilenet_v2(SCOPE)
-    extras = sorted((int(match[1]), int(match[2])) for match in layers.names(EXTRA))
+    layers = NamedLayers(variables, where=where, network="MobileNet SSD")
+    scope = next(scope for scope in SCOPES if layers.names(rf"{scope}/.*"))
+    backbone, backbone_args, name = layers.take_backbone(scope)
+    beginning = f"{scope}/{SCOPES[scope]}"
+    pattern = rf"{beginning}_2_Conv2d_(\d{{1,6}})_3x3_s2_(\d{{1,6}})/weights"
+    extras = sorted((int(match[1]), int(match[2])) for match in layers.names(pattern))
     levels = 2 + len(extras)
+    lite = bool(layers.names(r"BoxPredictor_0/BoxEncodingPredictor_depthwise/.*"))
     if levels > MOST_LEVELS:
         raise WeightsError(f"{layers.error_prefix} {levels} levels")
     counts, classes = _counts(layers, levels)
     shapes, stated = _anchors(variables, counts)
-    args: dict[str, Any] = {"extras": [max(2, layers.outputs(f"{_extra(*extra)[1]}/weights")) for extra in extras]}
+    scopes = [_extra(beginning, *extra) for extra in extras]
+    args: dict[str, Any] = {"taps": TAPS[name], "extras": [max(2, layers.outputs(f"{w}/weights")) for _, w in scopes]}
     args |= {"padding": "same", "norm_eps": NORM_EPS, **anchor_args(shapes), "score": _score(variables)}
+    if not lite:
+        args |= {"lite": False, "predictor_kernel": layers.kernel("BoxPredictor_0/BoxEncodingPredictor/weights")}
     with torch.device("meta"):  # only the shapes matter
         head = SSDLite(backbone.features, classes=classes, **args)
-    for number, (extra, level) in enumerate(zip(extras, head.extras, strict=True)):
-        narrow, wide = _extra(*extra)
-        for index, (layer, theirs) in enumerate(
-            zip(level.children(), (narrow, f"{wide}_depthwise", wide), strict=True)
-        ):
+    for number, ((narrow, wide), level) in enumerate(zip(scopes, head.extras, strict=True)):
+        theirs = (narrow, f"{wide}_depthwise", wide) if lite else (narrow, wide)
+        for index, (layer, their_scope) in enumerate(zip(level.children(), theirs, strict=True)):
             assert isinstance(layer, ConvNorm)
-            layers.take_layer(layer, f"heads.det.extras.{number}.{index}", theirs)
+            layers.take_layer(layer, f"heads.det.extras.{number}.{index}", their_scope)
     for number in range(levels):
-        for branch, theirs in (("box", "BoxEncodingPredictor"), ("class", "ClassPredictor")):
-            depthwise, linear = getattr(head, f"{branch}_predictors")[number]
-            ours, scope = f"heads.det.{branch}_predictors.{number}", f"BoxPredictor_{number}/{theirs}"
+        for branch, kind in (("box", "BoxEncodingPredictor"), ("class", "ClassPredictor")):
+            linear: nn.Module = getattr(head, f"{branch}_predictors")[number]
+            ours, theirs_scope = f"heads.det.{branch}_predictors.{number}", f"BoxPredictor_{number}/{kind}"
+            if isinstance(linear, nn.Sequential):
+                depthwise, linear = linear
+                assert isinstance(depthwise, ConvNorm)
+                layers.take_layer(depthwise, f"{ours}.0", f"{theirs_scope}_depthwise")
+                ours += ".1"
             assert isinstance(linear, Conv)
-            layers.take_layer(depthwise, f"{ours}.0", f"{scope}_depthwise")
-            layers.take_linear(linear, f"{ours}.1", scope)
+            layers.take_linear(linear, ours, theirs_scope)
             if branch == "box":
-                for name in (f"{ours}.1.weight", f"{ours}.1.bias"):
-                    layers.tensors[name] = _reorder(layers.tensors[name])
-    layers.check_all_taken([SCOPE, *(f"BoxPredictor_{number}" for number in range(levels + 1))])
+                for key in (f"{ours}.weight", f"{ours}.bias"):
+                    layers.tensors[key] = _reorder(layers.tensors[key])
+    layers.check_all_taken([scope, *(f"BoxPredictor_{number}" for number in range(levels + 1))])
     provenance = {} if stated else {"anchors": "the Object Detection API's defaults; the file does not state them"}
     return ImportedNetwork(
         layers.tensors,
         backbone_args,
         "det",
         "ssdlite",
-        {**args, **_suppression(variables)},
+        {**args, **_suppression(variables), "clip_after_nms": True},
         default_names(classes),
         private_background=True,
         sampling="corners",  # TensorFlow 1's ResizeBilinear
         provenance=provenance,
+        backbone_name=name,
     )
 
 
-def _extra(number: int, channels: int) -> tuple[str, str]:
+def _extra(beginning: str, number: int, channels: int) -> tuple[str, str]:
     """The scopes of an extra level: its 1x1 convolution, and its 3x3 of stride 2."""
-    return (
-        f"{SCOPE}/layer_19_1_Conv2d_{number}_1x1_{channels // 2}",
-        f"{SCOPE}/layer_19_2_Conv2d_{number}_3x3_s2_{channels}",
-    )
+    return f"{beginning}_1_Conv2d_{number}_1x1_{channels // 2}", f"{beginning}_2_Conv2d_{number}_3x3_s2_{channels}"
 
 
 def _counts(layers: NamedLayers, levels: int) -> tuple[list[int], int]:
