@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from mnv2det.check.findings import Finding
 from mnv2det.config import Component, Config, ModelConfig, TaskConfig
 from mnv2det.data.formats.problems import quoted
 from mnv2det.errors import WeightsError
-from mnv2det.models.build import from_config
+from mnv2det.models.build import from_config, weights_of
 from mnv2det.models.model import Model
 from mnv2det.ops.boxes import area, intersection
 from mnv2det.ops.geometry import place
@@ -125,7 +124,7 @@ def config_detector(
     """
     # a file says how pictures come to the input, and may say which anchors there are; others do not
     stated = config.model.weights
-    weights = stated if stated and os.path.exists(os.path.expanduser(stated)) else None
+    weights = stated if stated and _is_there(stated) else None
     if config.model.weights and weights is None and not is_download(config.model.weights):
         remarks.append(f"{config.model.weights}: not there; anchors are those of the config alone")
     shape = list(size) if size else config.model.input_size
@@ -140,6 +139,14 @@ def config_detector(
         remarks.append(f"{error}; anchors are those of the config alone")
         model, _ = from_config(plain, detectors, classes)
     return _of_model(model, ", ".join(detectors))
+
+
+def _is_there(weights: str) -> bool:
+    """Whether weights can be read without a download."""
+    try:
+        return not is_download(weights) and weights_of(weights).exists()
+    except WeightsError:
+        return False
 
 
 def _of_model(model: Model, name: str) -> Detector | None:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mnv2det.cli import data, paper, ship, train
+from mnv2det.cli import data, paper, ship, train, weights
 from mnv2det.errors import Mnv2detError
 from mnv2det.version import __version__
 
@@ -117,6 +117,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mnv2det {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for module in (train, data, ship, paper):
+    for module in (train, data, ship, weights, paper):
         module.add(verbs)
     return parser

@@ -85,7 +85,8 @@ def _add_import(verbs: Any) -> None:
     verb.add_argument(
         "--weights",
         metavar="FILE",
-        help="weights that training starts from; imagenet downloads ImageNet's (default: those in weights/, if any)",
+        help="weights that training starts from: a file, or a name of those that 'mnv2det weights list' shows, such as"
+        " coco or imagenet (default: those in weights/, or that were fetched before)",
     )
     verb.add_argument(
         "--tasks", metavar="LIST",
@@ -121,6 +122,9 @@ def _import(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--val {args.val:g} --test {args.test:g}: expected shares from 0 to 1 that leave some to train"
         )
+    from mnv2det.commands.weights import provide
+
+    provide(args.weights)
     result = import_data(
         args.source,
         args.out,

@@ -120,8 +120,10 @@ def _predict(given: argparse.Namespace) -> int:
     if not 0 <= given.threshold <= 1 or given.batch_size < 1 or given.every < 1:
         raise ConfigError("--threshold must be from 0 to 1, --batch-size and --every at least 1")
     from mnv2det.commands.predict.run import predict
+    from mnv2det.commands.weights import provide
     from mnv2det.engine.interrupt import stop_requests
 
+    provide(given.source)
     with stop_requests() as stop:
         summary = predict(
             given.source,
@@ -185,8 +187,10 @@ def _export(given: argparse.Namespace) -> int:
     if given.count < 1 or given.tolerance < 0:
         raise ConfigError("--count must be at least 1, --tolerance at least 0")
     from mnv2det.commands.export import export
+    from mnv2det.commands.weights import provide
     from mnv2det.runtime.base import runtime_of_format, writer
 
+    provide(given.source)
     output = given.output
     if output is None:
         kind = ("-int8" if given.int8 else "") + (f"-splits{given.splits}" if given.splits is not None else "")
@@ -221,7 +225,9 @@ def _bench(given: argparse.Namespace) -> int:
     if given.rounds < 1 or given.repeats < 1 or (given.size and min(given.size) < 1):
         raise ConfigError("--rounds, --repeats and --size must be at least 1")
     from mnv2det.commands.bench import bench
+    from mnv2det.commands.weights import provide
 
+    provide(given.source)
     summary = bench(
         given.source,
         backends=_names(given.backends),

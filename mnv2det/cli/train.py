@@ -91,7 +91,10 @@ def _train(args: argparse.Namespace) -> int:
     if config.train.steps and not args.resume:
         check_warmup(config, config.train.steps)  # the trainer checks runs whose length is stated in epochs
     _check_paths(config, run, bool(args.resume))
+    from mnv2det.commands.weights import provide
     from mnv2det.engine.trainer import train
+
+    provide(config.model.weights, progress=is_main_process())
 
     try:
         summary = train(
@@ -146,9 +149,11 @@ def _eval(args: argparse.Namespace) -> int:
         raise ConfigError("eval needs a config or run, or --ground-truth and --detections")
     if args.iou is not None or args.protocol != "coco":
         raise ConfigError("--protocol and --iou are for --ground-truth and --detections; a config names its evaluator")
-    load_config(config_file(args.source), args.overrides)  # its mistakes are reported before torch is imported
+    config = load_config(config_file(args.source), args.overrides)  # its mistakes are reported before torch is imported
     from mnv2det.commands.evaluate import evaluate_source
+    from mnv2det.commands.weights import provide
 
+    provide(args.weights or config.model.weights, progress=is_main_process())
     summary = evaluate_source(args.source, args.overrides, weights=args.weights, device=args.device)
     if not is_main_process():
         return 0

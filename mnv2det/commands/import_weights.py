@@ -99,6 +99,7 @@ def import_weights(
     labels: str | os.PathLike[str] | None = None,
     images: str | os.PathLike[str] | None = None,
     limit: int = 64,
+    provenance: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Converts foreign weights and writes them as one of our files.
@@ -112,6 +113,7 @@ def import_weights(
         images: For TFLite and ncnn: a folder of photographs from which batch norm is re-estimated. Without it the
             written file serves inference only.
         limit: The number of images that are used at most, spread evenly over the sorted list.
+        provenance: What the header shall also say of the weights' origin.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -137,6 +139,7 @@ def import_weights(
             f"{source}: {kind.name}, whose batch norm is not folded; images serve to re-estimate that of TFLite and"
             " ncnn files"
         )
+    header.provenance |= provenance or {}
     used, difference = 0, None
     if header.heads:
         model = _build(tensors, header, source)

@@ -29,7 +29,9 @@ from mnv2det.io import CONFIG, write_json
 from mnv2det.labels.base import LabelFormat, LabelledPart, LabelledPicture, Placer, Recognised
 from mnv2det.labels.mask_pairs import MaskPairs
 from mnv2det.labels.recognise import recognise
+from mnv2det.models.build import weights_of
 from mnv2det.models.loading import open_weights
+from mnv2det.models.releases import RELEASES
 from mnv2det.registry import LABELS
 from mnv2det.schema import NAMED_WEIGHTS, is_download
 
@@ -105,8 +107,8 @@ def import_data(
     source, target = Path(os.path.normpath(source)), Path(os.path.normpath(target))
     if weights is not None and is_download(str(weights)):
         open_weights(str(weights))  # fetches them, or says where to put them, before anything is read
-    elif weights is not None and not os.path.isfile(weights):
-        raise ConfigError(f"--weights {weights}: no such file{near(str(weights), NAMED_WEIGHTS)}")
+    elif weights is not None and not os.path.isfile(weights_of(weights)):
+        raise ConfigError(f"--weights {weights}: no such file{near(str(weights), [*NAMED_WEIGHTS, *RELEASES])}")
     options = {
         "format": name,
         "val": val,

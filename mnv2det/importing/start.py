@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mnv2det.errors import WeightsError
+from mnv2det.models.build import weights_of
+from mnv2det.models.releases import RELEASES, is_release, release_file
 from mnv2det.models.torchvision_weights import is_cached
 from mnv2det.models.weight_file import read_header
 from mnv2det.schema import NAMED_WEIGHTS, is_download
@@ -29,7 +31,7 @@ class Start:
 
 
 def find_weights() -> Start:
-    """Weights to start from that lie on this machine: in the folder ``weights``, or ImageNet's, downloaded before."""
+    """Weights to start from that lie on this machine: in the folder ``weights``, or fetched before by their names."""
     files = sorted(Path(WEIGHTS).glob("*.safetensors")) if os.path.isdir(WEIGHTS) else []
     usable = []
     for file in files:
@@ -39,9 +41,11 @@ def find_weights() -> Start:
             continue
         if header.trainable and header.backbone["name"] == "mobilenet_v2":
             usable.append(str(file.resolve()))
-    detector = next((file for file in usable if detector_args(file)), None)
+    released = [name for name in RELEASES if is_release(name) and release_file(name).is_file()]
+    detector = next((file for file in [*usable, *released] if detector_args(file)), None)
     others = [file for file in usable if not detector_args(file)]
     others += [name for name in NAMED_WEIGHTS if is_cached(name)]
+    others += [name for name in released if not detector_args(name)]
     return Start(others[0] if others else detector, detector)
 
 
@@ -49,13 +53,13 @@ def given_weights(weights: str) -> Start:
     """The weights that the user names."""
     if is_download(weights):
         return Start(weights)
-    file = str(Path(weights).resolve())
+    file = weights if is_release(weights) else str(Path(weights).resolve())
     return Start(file, file if detector_args(file) else None)
 
 
 def detector_args(weights: str) -> dict[str, Any] | None:
-    """Arguments of the SSDLite head in a weight file; None where it has none, or is a name and no file."""
-    if not os.path.isfile(weights):
+    """Arguments of the SSDLite head in a weight file or release; None where it has none, or is a download."""
+    if is_download(weights):
         return None
-    heads = read_header(weights).heads.values()
+    heads = read_header(weights_of(weights)).heads.values()
     return next((head["args"] for head in heads if head["name"] == "ssdlite"), None)

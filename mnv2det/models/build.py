@@ -13,6 +13,7 @@ from mnv2det.errors import ConfigError, WeightsError
 from mnv2det.io import RunFolder
 from mnv2det.models.loading import head_source, load_into, open_weights
 from mnv2det.models.model import Model
+from mnv2det.models.releases import fetched, is_release
 from mnv2det.models.weight_file import Header, plain, read_weights
 from mnv2det.registry import BACKBONES, HEADS, ComponentArgs, bind_all
 from mnv2det.schema import is_download
@@ -29,11 +30,13 @@ def weights_of(source: str | os.PathLike[str]) -> Path:
     """Finds the weight file of a run folder; a weight file is its own.
 
     Args:
-        source: A run folder or a file; a ``~`` at its start stands for the home folder.
+        source: A run folder or a file, at whose start ``~`` stands for the home folder; or the name of a release.
 
     Raises:
-        WeightsError: The folder has none yet.
+        WeightsError: The folder has none yet, or the release was not fetched.
     """
+    if is_release(source):
+        return fetched(str(source))
     source = os.path.expanduser(source)
     if not os.path.isdir(source):
         return Path(source)
@@ -135,6 +138,8 @@ def from_config(
         theirs = header.heads[source]["args"] if header and source else {}
         kind = HEADS.get(part.head.name, place=f"tasks.{task}.head")
         inherited = {key: theirs[key] for key in kind.architecture_args if key in theirs}
+        if any(plain(part.head.args[key]) != plain(theirs[key]) for key in inherited.keys() & part.head.args.keys()):
+            inherited = {}  # it is another head, which starts anew
         heads[task] = {"name": part.head.name, "args": {**inherited, **part.head.args}}
         if source and header and "output_stride" in header.backbone["args"]:
             backbone["args"].setdefault("output_stride", header.backbone["args"]["output_stride"])

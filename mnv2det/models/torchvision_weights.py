@@ -77,7 +77,7 @@ def download_torchvision(source: str) -> tuple[dict[str, Tensor], Header]:
     Raises:
         WeightsError: torchvision has no such weights, they cannot be downloaded, or the cached file is damaged.
     """
-    member, file = _published(source)
+    member, file = published(source)
     if file.is_file():
         # as torch's downloader names files: the hash begins with what stands behind the dash
         wanted, found = file.stem.rsplit("-", 1)[-1], hashlib.sha256(file.read_bytes()).hexdigest()
@@ -97,11 +97,15 @@ def download_torchvision(source: str) -> tuple[dict[str, Tensor], Header]:
 
 def is_cached(source: str) -> bool:
     """Whether such weights were downloaded before; arguments and errors as those of `download_torchvision`."""
-    return _published(source)[1].is_file()
+    return published(source)[1].is_file()
 
 
-def _published(source: str) -> tuple[Any, Path]:
-    """What torchvision knows of its weights, and where its downloader keeps the file."""
+def published(source: str) -> tuple[Any, Path]:
+    """What torchvision knows of its weights, and where its downloader keeps the file.
+
+    Raises:
+        WeightsError: torchvision has no such weights.
+    """
     from torchvision.models import MobileNet_V2_Weights
 
     name = NAMED_WEIGHTS.get(source, source).removeprefix(TORCHVISION)

@@ -1,0 +1,59 @@
+"""The verb for released weights."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from mnv2det.cli.common import add_json, new_verb, write_json_file
+
+EXAMPLES = """examples:
+  mnv2det weights list
+  mnv2det weights get coco
+  mnv2det predict coco photo.jpg
+  mnv2det data import photos/ -o data/photos --weights coco
+
+exit codes: 0 done, 2 your mistake or no network (one line says where to put the file by hand)"""
+
+
+def add(verbs: Any) -> None:
+    """Adds it to the command line."""
+    verb = new_verb(verbs, "weights", _list, "released weights that are known by a name")
+    verb.formatter_class, verb.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
+    actions = verb.add_subparsers(metavar="ACTION", required=True)
+    add_json(new_verb(actions, "list", _list, "list them with their licences, and say which are on this machine"))
+    get = new_verb(actions, "get", _get, "download and convert weights, once")
+    get.add_argument("name", metavar="NAME", help="one of those that list shows")
+    add_json(get)
+    where = new_verb(actions, "where", _where, "print where fetched weights are kept, or the file of one")
+    where.add_argument("name", nargs="?", metavar="NAME", help="one of those that were fetched")
+
+
+def _list(args: argparse.Namespace) -> int:
+    from mnv2det.commands.weights import list_weights
+
+    rows = list_weights()
+    for row in rows:
+        here = "here" if row["here"] else f"{row['bytes'] / 1e6:.0f} MB"
+        print(f"{row['name']:<12} {here:>6}  {row['licence']:<13} {row['what']}")
+    write_json_file(args, {"weights": rows})
+    return 0
+
+
+def _get(args: argparse.Namespace) -> int:
+    from mnv2det.commands.weights import get_weights
+
+    summary = get_weights(args.name)
+    for key, value in summary.items():
+        if value is not None:
+            print(f"{key}: {value}")
+    write_json_file(args, summary)
+    return 0
+
+
+def _where(args: argparse.Namespace) -> int:
+    from mnv2det.commands.weights import file_of
+    from mnv2det.models.releases import weights_folder
+
+    print(weights_folder() if args.name is None else file_of(args.name))
+    return 0
