@@ -144,7 +144,8 @@ def from_config(
         if source and header and "output_stride" in header.backbone["args"]:
             backbone["args"].setdefault("output_stride", header.backbone["args"]["output_stride"])
     built = assemble(backbone, heads, classes=classes, preprocess=preprocess)
-    notes = load_into(built, tensors, header, where=str(model.weights)) if header is not None else []
+    stated = {task: part.head.args for task, part in tasks.items()}
+    notes = load_into(built, tensors, header, where=str(model.weights), stated=stated) if header is not None else []
     if model.freeze:
         if header is None:
             raise ConfigError("model.freeze: would keep random weights; name model.weights, or leave it out")

@@ -46,7 +46,14 @@ def head_source(task: str, kind: str, header: Header | None) -> str | None:
     return task if task in same_kind else same_kind[0] if len(same_kind) == 1 else None
 
 
-def load_into(model: Model, tensors: Mapping[str, Tensor], header: Header, *, where: str) -> list[str]:
+def load_into(
+    model: Model,
+    tensors: Mapping[str, Tensor],
+    header: Header,
+    *,
+    where: str,
+    stated: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[str]:
     """Copies what fits: the whole backbone, and heads of the same kind and architecture.
 
     With another class list a head keeps its layers. In those that have a row per class, classes of
@@ -57,6 +64,7 @@ def load_into(model: Model, tensors: Mapping[str, Tensor], header: Header, *, wh
         tensors: As in a weight file.
         header: Its header.
         where: Name of the source, for messages.
+        stated: By task, the head's arguments that the user gave, which are named first where they differ.
 
     Returns:
         Lines that say what was loaded and what was left out.
@@ -79,7 +87,7 @@ def load_into(model: Model, tensors: Mapping[str, Tensor], header: Header, *, wh
     used = set()
     for task in model.heads:
         source = head_source(task, model.spec["heads"][task]["name"], header)
-        loaded, note = _head_tensors(model, task, source, own, tensors, header)
+        loaded, note = _head_tensors(model, task, source, own, tensors, header, (stated or {}).get(task, {}))
         chosen |= loaded
         used |= {source} if loaded else set()
         notes.append(f"{where}: {note}")
@@ -96,6 +104,7 @@ def _head_tensors(
     own: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],
     header: Header,
+    stated: Mapping[str, Any],
 ) -> tuple[dict[str, Tensor], str]:
     """The tensors that a head starts from, by the names of the model, and a line that says so."""
     head: Any = model.heads[task]
@@ -103,7 +112,7 @@ def _head_tensors(
     if source is None:
         return {}, f"{anew} (the file has no head of its kind)"
     kept, theirs = model.spec["heads"][task]["args"], header.heads[source]["args"]
-    for key in head.architecture_args:
+    for key in sorted(head.architecture_args, key=lambda key: key not in stated):
         if key in theirs and plain(kept[key]) != plain(theirs[key]):
             return {}, f"{anew} (its {key} is {plain(kept[key])}, the file's {plain(theirs[key])})"
     prefix, names, old = f"heads.{task}.", model.classes[task], header.classes[source]

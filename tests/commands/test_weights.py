@@ -219,4 +219,4 @@ def test_a_training_starts_from_a_name(server: Server, tmp_path: Path, root: Pat
     arguments += ["data.train.args.count=4", "data.val.args.count=2", "optim.warmup_steps=0"]
     assert main(arguments) == 0
     assert server.requests == [None]
-    assert "coco: loaded backbone" in capsys.readouterr().err
+    assert f"{release_file('coco')}: loaded backbone" in capsys.readouterr().err
