@@ -107,6 +107,16 @@ def test_relatives_are_read_as_well(tmp_path: Path, task: str, changes: dict[str
     assert header.backbone["name"] == changes.get("backbone_name", "mobilenet_v2")
 
 
+@pytest.mark.parametrize(("first", "stride"), [(7, 8), (14, 16), (None, 16)])
+def test_a_graph_tells_its_output_stride(tmp_path: Path, first: int | None, stride: int):
+    graph = frozen_graph(arrays_of(random_model("seg"), "seg"), (96, 128))
+    for number in range(first or 17, 17):
+        graph += node(f"MobilenetV2/expanded_conv_{number}/depthwise/depthwise/SpaceToBatchND", "SpaceToBatchND")
+    (tmp_path / "net.pb").write_bytes(graph)
+    _, header = convert_tensorflow(tmp_path / "net.pb")
+    assert header.backbone["args"]["output_stride"] == stride
+
+
 @pytest.mark.parametrize(
     ("width", "divisor", "last"), [(0.5, 8, 640), (0.75, 8, 960), (0.35, 1, None), (0.5, 1, None), (1.4, 8, None)]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ SCOPE = "MobilenetV2"
 LOGITS = "logits/semantic"
 ASPP = r"aspp[1-9]\d{0,5}(?:_depthwise|_pointwise)?"
 HEAD_EPS = 1e-5
-OUTPUT_STRIDE = 16  # as the authors' evaluation has it; variables do not tell
+OUTPUT_STRIDE = 16  # as the authors' evaluation has it, where the file does not tell
+DILATED = re.compile(rf"{SCOPE}/expanded_conv_(\d{{1,6}})/.*")
+FIRST_AT_16 = 14  # number of the first block that is dilated at output stride 16
 
 
 def map_deeplab(variables: Variables, where: str) -> ImportedNetwork:
@@ -35,7 +38,7 @@ def map_deeplab(variables: Variables, where: str) -> ImportedNetwork:
     layers = NamedLayers(variables, where=where, network="Mobile DeepLabv3")
     if decoder := layers.names(r"decoder/.*weights"):
         raise WeightsError(f"{layers.error_prefix} it has '{decoder[0][0]}'; decoders cannot be imported")
-    backbone, backbone_args = layers.take_mobilenet_v2(SCOPE, last=False, output_stride=OUTPUT_STRIDE)
+    backbone, backbone_args = layers.take_mobilenet_v2(SCOPE, last=False, output_stride=_output_stride(variables))
     channels, classes = layers.outputs("aspp0/weights"), layers.outputs(f"{LOGITS}/weights")
     args: dict[str, Any] = {"channels": channels, "norm_eps": HEAD_EPS}
     if layers.names(rf"{ASPP}/.*"):
@@ -57,3 +60,10 @@ def map_deeplab(variables: Variables, where: str) -> ImportedNetwork:
     layers.check_all_taken([SCOPE, "image_pooling", "concat_projection", *sorted(further)])
     names = default_names(classes, VOC_MASK_CLASSES)
     return ImportedNetwork(layers.tensors, backbone_args, "seg", "mobile_deeplab", args, names, fit="pad")
+
+
+def _output_stride(variables: Variables) -> int:
+    """What a graph was frozen with: its dilated convolutions read what SpaceToBatchND made."""
+    matches = [DILATED.fullmatch(name) for name, kind in variables.kinds.items() if kind == "SpaceToBatchND"]
+    blocks = [int(match[1]) for match in matches if match]
+    return 8 if blocks and min(blocks) < FIRST_AT_16 else OUTPUT_STRIDE
