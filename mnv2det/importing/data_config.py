@@ -33,6 +33,8 @@ GROWN = 1.5  # at most so many times more for small objects
 PASSES = "passes over the training pictures"
 MULTIPLE = 32  # of input sides: the backbone's coarsest stride
 SMALLEST = 14.0  # pixels that the median object of the smallest class should have in the input
+# what is named where no detector is at hand
+BETTER_START = "--weights coco downloads one (51 MB)"
 SEEN = 6000  # pictures seen in training, where there are 200; it grows with the root of their number
 FROM_DETECTOR = 0.55  # of the steps: a head that finds objects already has less to learn
 ENLARGED_DETECTOR = 1.25  # of the input's sides: what that saves is spent on pixels
@@ -195,7 +197,9 @@ def _detection(data: DataFacts, speed: Speed, start: Start, *, masks: bool) -> S
         ]
         lines.append(f"anchors: {after:.1%} of the boxes have one of IoU 0.5; {before:.1%} with the published ones")
     steps, epochs = _length(len(train.pictures), speed, SEEN * (FROM_DETECTOR if detector else 1))
-    lines += [*refused, _start_line(weights, detector), _training_line(steps, epochs, len(train.pictures))]
+    if detector is None and not refused:
+        refused = [f"photographs of everyday things are learned better from a detector: {BETTER_START}"]
+    lines += [_start_line(weights, detector), *refused, _training_line(steps, epochs, len(train.pictures))]
     optimizer = f"sgd, args: {{lr: {rate}, momentum: 0.9, weight_decay: 4.0e-5}}"
     if masks:
         # the detector's gradients are many times the segmenter's, which SGD would hardly train
@@ -302,8 +306,8 @@ def _heading(what: str, data: DataFacts) -> str:
 def _weights(weights: str | None, count: int) -> str:
     if weights is None:
         return (
-            "  # Random weights: on a few hundred pictures little is learned from them. Write imagenet (a download of\n"
-            "  # 14 MB), or better a detector's file (docs/weights.md); nothing else gains as much.\n"
+            "  # Random weights: on a few hundred pictures little is learned from them. Write coco (a detector, 51 MB)\n"
+            "  # for photographs of everyday things, else imagenet (14 MB); nothing else gains as much.\n"
             "  weights: null"
         )
     frozen = "\n  freeze: block3                         # hardly changes on so few pictures; saves half of the time"
@@ -344,7 +348,7 @@ def _start_line(weights: str | None, detector: str | None = None) -> str:
         return f"starts from {weights}"
     return (
         "starts from random weights, from which few pictures teach little: --weights imagenet downloads trained ones"
-        " (14 MB), and a detector's are better still (docs/weights.md)"
+        " (14 MB)"
     )
 
 
