@@ -306,7 +306,7 @@ def _heading(what: str, data: DataFacts) -> str:
 def _weights(weights: str | None, count: int) -> str:
     if weights is None:
         return (
-            "  # Random weights: on a few hundred pictures little is learned from them. Write coco (a detector, 51 MB)\n"
+            "  # Random weights: on a few hundred pictures little is learned from them. Take coco (a detector, 51 MB)\n"
             "  # for photographs of everyday things, else imagenet (14 MB); nothing else gains as much.\n"
             "  weights: null"
         )
