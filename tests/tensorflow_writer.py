@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,17 +83,35 @@ def saved_model(graph: bytes) -> bytes:
     return field(1, 1) + field(2, field(1, field(1, "")) + field(2, graph))
 
 
+def object_graph(names: Mapping[str, str]) -> bytes:
+    """What TensorFlow 2 stores of its variables: by their keys in the checkpoint, their names."""
+    root = field(1, b"".join(field(1, field(1, number) + field(2, "variable")) for number in range(1, len(names) + 1)))
+    return root + b"".join(
+        field(1, field(2, field(1, "VARIABLE_VALUE") + field(2, name) + field(3, key))) for key, name in names.items()
+    )
+
+
+def write_checkpoint_2(prefix: Path, arrays: Mapping[str, NDArray[np.generic]], **others: int) -> Path:
+    """As Keras does: the keys tell nothing, the graph of objects tells the names."""
+    keys = [f"_operations/{number}/_kernel/.ATTRIBUTES/VARIABLE_VALUE" for number in range(len(arrays))]
+    graph = object_graph(dict(zip(keys, arrays, strict=True)))
+    stored = dict(zip(keys, arrays.values(), strict=True))
+    return write_checkpoint(prefix, {"_CHECKPOINTABLE_OBJECT_GRAPH": graph, **stored}, **others)
+
+
 def write_checkpoint(
-    prefix: Path, arrays: Mapping[str, NDArray[np.generic]], *, block: int = 4096, shards: int = 1
+    prefix: Path, arrays: Mapping[str, NDArray[np.generic] | bytes], *, block: int = 4096, shards: int = 1
 ) -> Path:
-    """An index as LevelDB's tables, in blocks with shared beginnings of keys, and raw values."""
+    """An index as LevelDB's tables, in blocks with shared beginnings of keys, and raw values; bytes are a text."""
     prefix.parent.mkdir(parents=True, exist_ok=True)
     values = [b""] * shards
     entries = [(b"", field(1, shards) + field(3, field(1, 1)))]
     for number, (name, array) in enumerate(sorted(arrays.items())):
         shard = number % shards
-        data = array.tobytes()
-        entry = field(1, TYPES[array.dtype.name]) + field(2, shape_proto(array.shape))
+        if isinstance(array, bytes):
+            data, entry = varint(len(array)) + b"\0\0\0\0" + array, field(1, 7)
+        else:
+            data, entry = array.tobytes(), field(1, TYPES[array.dtype.name]) + field(2, shape_proto(array.shape))
         entry += (field(3, shard) if shard else b"") + field(4, len(values[shard])) + field(5, len(data))
         entries.append((name.encode(), entry + varint(6 << 3 | 5) + b"\0\0\0\0"))
         values[shard] += data
@@ -219,3 +238,24 @@ def _scope(layer: str, scope: str, model: Model) -> str:
         return f"{scope}/{first}_2_Conv2d_{number + 2}_3x3_s2_{channels}{depthwise}"
     kind = "BoxEncodingPredictor" if parts[2] == "box_predictors" else "ClassPredictor"
     return f"BoxPredictor_{number}/{kind}{'_depthwise' if parts[4:] == ['0'] else ''}"
+
+
+def keras_names(arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
+    """A classifier's arrays by the names that Keras gives them."""
+    named: Arrays = {}
+    for name, array in arrays.items():
+        scope, part = re.fullmatch(r"MobilenetV2/(.*?)/((?:BatchNorm/)?\w+)", name).groups()
+        if scope.startswith("Logits"):
+            named[f"predictions/{'bias' if part == 'biases' else 'kernel'}"] = (
+                array[0, 0] if part == "weights" else array
+            )
+            continue
+        norm, part = part.startswith("BatchNorm"), part.removeprefix("BatchNorm/")
+        if "/" in scope:
+            layer = re.sub(r"^expanded_conv_(\d+)", r"block_\1", scope).replace("/", "_") + ("_BN" if norm else "")
+        elif scope == "Conv":
+            layer = "bn_Conv1" if norm else "Conv1"
+        else:
+            layer = "Conv_1_bn" if norm else "Conv_1"
+        named[f"{layer}/{part if norm else 'kernel'}"] = array
+    return named

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,18 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnv2det.convert.graph import DamagedError, damage_located, printable, read_bounded
+from mnv2det.convert.tensorflow import object_graph
 from mnv2det.convert.tensorflow.protobuf import fields, message, number, varint
-from mnv2det.convert.tensorflow.variables import DTYPES, Variables, read_array, read_shape
+from mnv2det.convert.tensorflow.variables import DTYPES, LONGEST_NAME, Variables, read_array, read_shape
 from mnv2det.errors import WeightsError
 
 LARGEST = 2**31  # bytes of values
 LARGEST_INDEX = 2**26
 FOOTER, MAGIC = 48, 0xDB4775248B80FB57
 MOST_SHARDS = 1000
-MOST_ENTRIES, LONGEST_NAME = 200_000, 4096
+MOST_ENTRIES = 200_000
 # what training keeps beside a variable, under its name and one of these
 SLOTS = ("Momentum", "RMSProp", "RMSProp_1", "Adam", "Adam_1", "Adagrad", "Ftrl", "Ftrl_1")
 AVERAGE = "ExponentialMovingAverage"
+TEXT = 7  # the type of the graph of objects, by which TensorFlow 2 names its variables
+
+Arrays = dict[str, NDArray[np.generic]]
 
 
 class Entry(NamedTuple):
@@ -39,7 +43,7 @@ class Entry(NamedTuple):
 def read_checkpoint(prefix: Path) -> Variables:
     """Reads the variables of a checkpoint; moving averages take the place of what they are the average of.
 
-    The optimizer's own variables are left out.
+    The optimizer's own variables are left out. Those of TensorFlow 2 get the names that the graph of objects states.
 
     Args:
         prefix: The path of the files without ``.index`` and ``.data-00000-of-00001``.
@@ -59,26 +63,46 @@ def read_checkpoint(prefix: Path) -> Variables:
         path = prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{shards:05d}")
         files[shard] = memoryview(read_bounded(path, LARGEST, kind="checkpoint's values"))
         parts[path.name] = hashlib.sha256(files[shard]).hexdigest()
-    arrays: dict[str, NDArray[np.generic]] = {}
-    averages: dict[str, NDArray[np.generic]] = {}
     try:
-        for name, entry in entries.items():
-            owner, _, kind = name.rpartition("/")
-            if kind in SLOTS and owner in entries:
-                continue
-            with damage_located(f"variable '{printable(name)}'"):
-                if entry.offset < 0 or entry.size < 0 or entry.offset + entry.size > len(files[entry.shard]):
-                    raise DamagedError("its values lie behind the end of the file")
-                values = files[entry.shard][entry.offset : entry.offset + entry.size]
-                array = read_array(values, entry.dtype, entry.shape)
-            if kind == AVERAGE:
-                averages[owner] = array
-            else:
-                arrays[name] = array
+        names = None
+        if (graph := entries.pop(object_graph.KEY, None)) is not None:
+            with damage_located("the graph of objects"):
+                names = object_graph.read_names(_values(files, graph))
+        arrays, averages = _read_arrays(files, entries)
     except DamagedError as error:
         raise WeightsError(f"{prefix}: damaged ({error})") from None
     note = "a checkpoint's moving averages" if averages else "a checkpoint"
-    return Variables({**arrays, **averages}, note, index.name, hashlib.sha256(data).hexdigest(), parts=parts)
+    arrays |= averages
+    if names is not None:
+        arrays, ambiguous = object_graph.name_variables(arrays, names)
+        note = "a checkpoint of TensorFlow 2"
+        if ambiguous:
+            note += f", {ambiguous} of whose variables share their names with others"
+    return Variables(arrays, note, index.name, hashlib.sha256(data).hexdigest(), parts=parts)
+
+
+def _read_arrays(files: Mapping[int, memoryview], entries: Mapping[str, Entry]) -> tuple[Arrays, Arrays]:
+    """The variables' values, and their moving averages."""
+    arrays: Arrays = {}
+    averages: Arrays = {}
+    for name, entry in entries.items():
+        owner, _, kind = name.rpartition("/")
+        if kind in SLOTS and owner in entries:
+            continue
+        with damage_located(f"variable '{printable(name)}'"):
+            array = read_array(_values(files, entry), entry.dtype, entry.shape)
+        if kind == AVERAGE:
+            averages[owner] = array
+        else:
+            arrays[name] = array
+    return arrays, averages
+
+
+def _values(files: Mapping[int, memoryview], entry: Entry) -> memoryview:
+    """The bytes of a variable."""
+    if entry.offset < 0 or entry.size < 0 or entry.offset + entry.size > len(files[entry.shard]):
+        raise DamagedError("its values lie behind the end of the file")
+    return files[entry.shard][entry.offset : entry.offset + entry.size]
 
 
 def _read_index(data: memoryview) -> tuple[int, dict[str, Entry]]:
@@ -103,7 +127,7 @@ def _read_index(data: memoryview) -> tuple[int, dict[str, Entry]]:
             if not name.isprintable():
                 raise DamagedError("a variable whose name cannot be printed")
             with damage_located(f"variable '{printable(name)}'"):
-                entry = _entry(value)
+                entry = _entry(value, TEXT if name == object_graph.KEY else None)
             if entry is not None:
                 if not 0 <= entry.shard < shards:
                     raise DamagedError(f"variable '{printable(name)}' lies in file {entry.shard} of {shards}")
@@ -153,8 +177,8 @@ def _shards(view: memoryview) -> int:
     return shards
 
 
-def _entry(view: memoryview) -> Entry | None:
-    """A BundleEntryProto; None for a type that is not read, and for a variable in slices."""
+def _entry(view: memoryview, further: int | None) -> Entry | None:
+    """A BundleEntryProto; None for a variable in slices, and for a type that is not read and not ``further``."""
     numbers: dict[int, int] = {}
     shape: tuple[int, ...] = ()
     for key, value in fields(view):
@@ -164,6 +188,7 @@ def _entry(view: memoryview) -> Entry | None:
             shape = read_shape(message(value))
         elif key == 7:
             return None
-    if numbers.get(1) not in DTYPES:
+    kind = numbers.get(1, 0)
+    if kind not in DTYPES and kind != further:
         return None
-    return Entry(DTYPES[numbers[1]], shape, numbers.get(3, 0), numbers.get(4, 0), numbers.get(5, 0))
+    return Entry(DTYPES.get(kind, ""), shape, numbers.get(3, 0), numbers.get(4, 0), numbers.get(5, 0))

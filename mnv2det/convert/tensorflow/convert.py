@@ -15,6 +15,7 @@ from mnv2det.convert.network import ImportedNetwork, make_header
 from mnv2det.convert.tensorflow import classifier, deeplab, ssdlite
 from mnv2det.convert.tensorflow.checkpoint import read_checkpoint
 from mnv2det.convert.tensorflow.graph_def import read_graph
+from mnv2det.convert.tensorflow.keras import is_keras, name_as_slim
 from mnv2det.convert.tensorflow.paths import GRAPHS
 from mnv2det.convert.tensorflow.variables import Variables
 from mnv2det.errors import WeightsError
@@ -28,7 +29,7 @@ PUBLISHED_SIZES = {"det": (300, 300), "seg": (513, 513), "cls": (224, 224)}  # w
 def convert_tensorflow(
     source: str | os.PathLike[str], *, labels: str | os.PathLike[str] | None = None
 ) -> tuple[dict[str, Tensor], Header]:
-    """Reads an SSD or SSDLite of the Object Detection API, a classifier of slim or a Mobile DeepLabv3.
+    """Reads an SSD or SSDLite of the Object Detection API, a classifier of slim or Keras, or a Mobile DeepLabv3.
 
     Args:
         source: A frozen graph, a saved model's folder or file, a checkpoint's prefix or any of its files, or a folder
@@ -45,6 +46,8 @@ def convert_tensorflow(
     """
     where = str(source)
     variables = read_variables(Path(source))
+    if is_keras(variables.arrays):
+        variables.arrays = name_as_slim(variables, where)
     imported = _map(variables, where)
     size = _input_size(variables) or PUBLISHED_SIZES[imported.task]
     classes = imported.classes

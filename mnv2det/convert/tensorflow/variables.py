@@ -14,6 +14,7 @@ from mnv2det.convert.tensorflow.protobuf import fields, message, number, varints
 
 DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 19: "<f2"}  # of tensorflow/core/framework/types.proto
 MOST_VALUES = 2**26  # of one array
+LONGEST_NAME = 4096
 MOST_NUMBERS = 2**22  # bytes of them, where they are stored one by one
 
 
