@@ -1,4 +1,4 @@
-"""Converts files of TensorFlow 1: frozen graphs, saved models and checkpoints of the authors' networks."""
+"""Converts files of TensorFlow and TensorFlow.js: graphs, saved models and checkpoints of the authors' networks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import re
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,9 +13,11 @@ from mnv2det.convert.labels import detector_names, read_labels
 from mnv2det.convert.network import ImportedNetwork, make_header
 from mnv2det.convert.tensorflow import classifier, deeplab, ssdlite
 from mnv2det.convert.tensorflow.checkpoint import read_checkpoint
+from mnv2det.convert.tensorflow.folded import name_folded
 from mnv2det.convert.tensorflow.graph_def import read_graph
 from mnv2det.convert.tensorflow.keras import is_keras, name_as_slim
 from mnv2det.convert.tensorflow.paths import GRAPHS
+from mnv2det.convert.tensorflow.tfjs import read_tfjs
 from mnv2det.convert.tensorflow.variables import Variables
 from mnv2det.errors import WeightsError
 from mnv2det.models.weight_file import Header
@@ -32,13 +33,13 @@ def convert_tensorflow(
     """Reads an SSD or SSDLite of the Object Detection API, a classifier of slim or Keras, or a Mobile DeepLabv3.
 
     Args:
-        source: A frozen graph, a saved model's folder or file, a checkpoint's prefix or any of its files, or a folder
-            with one of these.
+        source: A frozen graph, a saved model's folder or file, a checkpoint's prefix or any of its files, a
+            ``model.json`` of TensorFlow.js, or a folder with one of these.
         labels: Class names, see `read_labels`; classes without a name are left out.
 
     Returns:
-        Tensors of the backbone and the head, and the header. Batch norm is as it was trained, so that training can go
-        on from it.
+        Tensors of the backbone and the head, and the header. It says whether batch norm is as it was trained, so that
+        training can go on from it, or was folded into the convolutions (see `reestimate`).
 
     Raises:
         WeightsError: A file is missing or damaged, or holds another network; the message names the first layer that
@@ -46,17 +47,24 @@ def convert_tensorflow(
     """
     where = str(source)
     variables = read_variables(Path(source))
+    variables.arrays = name_folded(variables.arrays, where)
     if is_keras(variables.arrays):
         variables.arrays = name_as_slim(variables, where)
     imported = _map(variables, where)
-    size = _input_size(variables) or PUBLISHED_SIZES[imported.task]
+    size = variables.input_size() or PUBLISHED_SIZES[imported.task]
     classes = imported.classes
     if labels is not None and imported.task == "det":
         classes = _name_classes(imported.tensors, detector_names(labels, len(classes)))
     elif labels is not None:
         classes = read_labels(labels, len(classes))
     return imported.tensors, make_header(
-        imported, classes, size, source=variables.source, sha256=variables.sha256, parts=variables.parts, trainable=True
+        imported,
+        classes,
+        size,
+        source=variables.source,
+        sha256=variables.sha256,
+        parts=variables.parts,
+        trainable=not variables.folded,
     )
 
 
@@ -65,6 +73,8 @@ def read_variables(path: Path) -> Variables:
     if path.is_dir():
         found = next((path / name for name in GRAPHS if (path / name).is_file()), None)
         path = found or _newest_checkpoint(path)
+    if path.suffix == ".json":
+        return read_tfjs(path)
     if path.suffix == ".pb":
         variables = read_graph(path)
         if path.name == "saved_model.pb" and (path.parent / f"{SAVED_VARIABLES}.index").is_file():
@@ -85,7 +95,7 @@ def _newest_checkpoint(folder: Path) -> Path:
         step = prefix.rpartition("-")[2]
         steps.append((int(step) if step.isdecimal() and len(step) < 12 else 0, prefix))
     if not steps:
-        raise WeightsError(f"{folder}: neither {' nor '.join(GRAPHS)} in it, nor a checkpoint")
+        raise WeightsError(f"{folder}: neither {', '.join(GRAPHS)} nor a checkpoint in it")
     return folder / max(steps)[1]
 
 
@@ -113,16 +123,3 @@ def _name_classes(tensors: dict[str, Tensor], names: list[str]) -> list[str]:
         if CLASS_ROWS.fullmatch(key):
             tensors[key] = rows.unflatten(0, (-1, len(names) + 1))[:, kept].flatten(0, 1)
     return [name for name in names if name]
-
-
-def _input_size(variables: Variables) -> tuple[int, int] | None:
-    """(H, W) to which a graph resizes pictures; None where it does not say."""
-    for name, kind in variables.kinds.items():
-        reads = variables.inputs[name]
-        if kind == "ResizeBilinear" and name.startswith("Preprocessor/") and len(reads) == 2:
-            size = variables.arrays.get(reads[1])
-            if size is not None and size.shape == (2,) and np.issubdtype(size.dtype, np.integer):
-                height, width = (int(side) for side in size)
-                if 32 <= height <= 8192 and 32 <= width <= 8192:
-                    return height, width
-    return None

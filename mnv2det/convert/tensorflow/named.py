@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mnv2det.convert.tensorflow.folded import OFFSET, SCALE
 from mnv2det.convert.tensorflow.variables import Variables
 from mnv2det.errors import WeightsError, near
 from mnv2det.models.backbone import Backbone
@@ -40,6 +41,7 @@ class NamedLayers:
 
     def __init__(self, variables: Variables, *, where: str, network: str) -> None:
         self.arrays = variables.arrays
+        self.variables = variables
         self.error_prefix = f"{where}: {variables.format}, but not a {network} that can be read:"
         self.tensors: dict[str, Tensor] = {}
         self.used: set[str] = set()
@@ -88,17 +90,13 @@ class NamedLayers:
         return self.arrays[name]
 
     def _near(self, name: str) -> str:
-        if name.endswith("gamma") or "BatchNorm" in name:
-            folded = f"{name.split('/BatchNorm/')[0]}/biases"
-            if folded in self.arrays:
-                return "; its batch norm was folded away"
         if any("quant" in other.lower() for other in self.arrays):
             return "; it was quantised: import the graph from before that"
         last = f"/{name.rpartition('/')[2]}"
         return near(name, [other for other in self.arrays if other.endswith(last)][:500])
 
     def take_layer(self, layer: ConvNorm, ours: str, theirs: str) -> None:
-        """Takes a convolution with its batch norm.
+        """Takes a convolution with its batch norm, which may have been folded away but for an offset.
 
         Args:
             layer: The expected layer.
@@ -106,6 +104,33 @@ class NamedLayers:
             theirs: Its scope in TensorFlow.
         """
         self._take_weight(layer.conv, f"{ours}.conv", theirs)
+        if (offset := self._folded_offset(theirs)) is not None:
+            self._take_folded(layer, ours, theirs, offset)
+        else:
+            self._take_norm(layer, ours, theirs)
+        self.tensors[f"{ours}.norm.num_batches_tracked"] = torch.tensor(0)
+
+    def _folded_offset(self, theirs: str) -> str | None:
+        """The name of the offset that is all that is left of a layer's batch norm; None where that is whole."""
+        if f"{theirs}/{OFFSET}" in self.arrays:
+            return f"{theirs}/{OFFSET}"
+        whole = any(f"{theirs}/BatchNorm/{name}" in self.arrays for name in NORMS.values())
+        return f"{theirs}/biases" if not whole and f"{theirs}/biases" in self.arrays else None
+
+    def _take_folded(self, layer: ConvNorm, ours: str, theirs: str, offset: str) -> None:
+        """Takes a folded norm as one that only adds the offset."""
+        count = (layer.conv.out_channels,)
+        if f"{theirs}/{SCALE}" in self.arrays:
+            scale = torch.from_numpy(self.array(f"{theirs}/{SCALE}", count))
+            self.tensors[f"{ours}.conv.weight"] *= scale[:, None, None, None]
+        ones = torch.ones(count)
+        self.tensors[f"{ours}.norm.weight"] = (ones.double() + layer.norm.eps).sqrt().float()
+        self.tensors[f"{ours}.norm.bias"] = torch.from_numpy(self.array(offset, count).copy())
+        self.tensors[f"{ours}.norm.running_mean"] = torch.zeros(count)
+        self.tensors[f"{ours}.norm.running_var"] = ones
+        self.variables.folded = True
+
+    def _take_norm(self, layer: ConvNorm, ours: str, theirs: str) -> None:
         count = (layer.conv.out_channels,)
         for name, their_name in NORMS.items():
             scope = f"{theirs}/BatchNorm/{their_name}"
@@ -116,7 +141,6 @@ class NamedLayers:
             self.tensors[f"{ours}.norm.{name}"] = torch.from_numpy(values.copy())
         if (self.tensors[f"{ours}.norm.running_var"] < 0).any():
             raise WeightsError(f"{self.error_prefix} '{theirs}/BatchNorm/moving_variance' has values below 0")
-        self.tensors[f"{ours}.norm.num_batches_tracked"] = torch.tensor(0)
 
     def take_linear(self, conv: Conv, ours: str, theirs: str) -> None:
         """Takes a convolution with biases; arguments as those of `take_layer`."""

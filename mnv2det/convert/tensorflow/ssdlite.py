@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from mnv2det.convert.labels import default_names
 from mnv2det.convert.network import ImportedNetwork, anchor_args
+from mnv2det.convert.tensorflow.anchors import anchors_of_boxes, default_anchors
 from mnv2det.convert.tensorflow.named import NORM_EPS, NamedLayers
 from mnv2det.convert.tensorflow.variables import Variables
 from mnv2det.errors import WeightsError
 from mnv2det.models.layers import Conv, ConvNorm
 from mnv2det.models.ssdlite import SSDLite
-from mnv2det.ops.anchors import Shape, level_shapes
+from mnv2det.ops.anchors import Shape
 
 # a backbone's scope, and what the names of the levels behind it begin with
 SCOPES = {"FeatureExtractor/MobilenetV2": "layer_19", "FeatureExtractor/MobilenetV1": "Conv2d_13_pointwise"}
@@ -119,7 +120,7 @@ def _counts(layers: NamedLayers, levels: int) -> tuple[list[int], int]:
 def _anchors(variables: Variables, counts: list[int]) -> tuple[list[list[Shape]], bool]:
     """The (scale, ratio) pairs of every level, and whether the file states them.
 
-    A graph holds both lists for each level, as its anchor generator computed them.
+    A graph holds both lists for each level, as its anchor generator computed them, or the boxes made from them.
     """
     ratios: list[NDArray[np.generic]] = []
     scales: list[NDArray[np.generic]] = []
@@ -137,14 +138,15 @@ def _anchors(variables: Variables, counts: list[int]) -> tuple[list[list[Shape]]
         ]
         if all(1e-4 < value < 1e3 for level in levels for shape in level for value in shape):
             return levels, True
-    published = [list(level) for level in level_shapes(len(counts))]
+    if (computed := anchors_of_boxes(variables, counts)) is not None:
+        return computed, True
+    published = default_anchors(len(counts))
     if [len(level) for level in published] != counts:
         raise WeightsError(
             f"{variables.source}: {counts} anchors of the levels; the file does not state them, and the Object"
             f" Detection API's defaults are {[len(level) for level in published]}"
         )
-    # the API's default configuration writes a third as .3333
-    return [[(scale, round(ratio, 4)) for scale, ratio in level] for level in published], False
+    return published, False
 
 
 def _number(value: Any) -> float:

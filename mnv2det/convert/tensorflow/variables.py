@@ -31,6 +31,8 @@ class Variables:
         source: Name of the file.
         sha256: Checksum of the file.
         parts: Further files that were read, with their sha256.
+        folded: Whether a layer was taken whose batch norm is folded away, so that it cannot be trained as it is; set
+            by `NamedLayers`.
     """
 
     arrays: Mapping[str, NDArray[np.generic]]
@@ -40,6 +42,19 @@ class Variables:
     kinds: Mapping[str, str] = field(default_factory=dict)
     inputs: Mapping[str, list[str]] = field(default_factory=dict)
     parts: Mapping[str, str] = field(default_factory=dict)
+    folded: bool = False
+
+    def input_size(self) -> tuple[int, int] | None:
+        """(H, W) to which a graph resizes pictures; None where it does not say."""
+        for name, kind in self.kinds.items():
+            reads = self.inputs[name]
+            if kind == "ResizeBilinear" and name.startswith("Preprocessor/") and len(reads) == 2:
+                size = self.arrays.get(reads[1])
+                if size is not None and size.shape == (2,) and np.issubdtype(size.dtype, np.integer):
+                    height, width = (int(side) for side in size)
+                    if 32 <= height <= 8192 and 32 <= width <= 8192:
+                        return height, width
+        return None
 
 
 def read_shape(view: memoryview) -> tuple[int, ...]:
