@@ -49,7 +49,12 @@ def add(verbs: Any) -> None:
     add_json(verb)
 
     verb = new_verb(verbs, "import-weights", _import, "turn published weights into a file of ours")
-    verb.add_argument("source", metavar="SOURCE", help="a .tflite, .pth or .param (ncnn) file, or imagenet")
+    verb.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a .tflite, .pth or .param (ncnn) file, imagenet, or TensorFlow's: a .pb, checkpoint, model.json or their"
+        " folder",
+    )
     verb.add_argument("-o", "--output", required=True, metavar="FILE", help="the .safetensors file to write")
     verb.add_argument("--labels", metavar="FILE", help="class names: a text file, a label map (.pbtxt), coco90 or voc")
     verb.add_argument(

@@ -87,7 +87,9 @@ FORMATS = (
     WeightFormat("an ncnn .param", _is_ncnn, _convert_ncnn),
     WeightFormat("a file of torch.save", _is_state_dict, _convert_state_dict),
     WeightFormat(
-        "a graph or checkpoint of TensorFlow", lambda source, start: is_tensorflow(source), _convert_tensorflow
+        "a graph, checkpoint or model.json of TensorFlow",
+        lambda source, start: is_tensorflow(source),
+        _convert_tensorflow,
     ),
 )
 
@@ -106,12 +108,12 @@ def import_weights(
 
     Args:
         source: A name as in ``model.weights``, or a file of one of `FORMATS`, which are told apart by their first
-            bytes: a TFLite classifier or Mobile DeepLabv3, an ncnn SSDLite (its .param, with the .bin beside it), or a
-            state dict of torchvision's ``mobilenet_v2``.
+            bytes: a TFLite classifier or Mobile DeepLabv3, an ncnn SSDLite (its .param, with the .bin beside it), a
+            state dict of torchvision's ``mobilenet_v2``, or a file or folder of TensorFlow, which is told by its name.
         output: The safetensors file; its folder is made if it does not exist.
         labels: Text file with one class name per line.
-        images: For TFLite and ncnn: a folder of photographs from which batch norm is re-estimated. Without it the
-            written file serves inference only.
+        images: Where batch norm is folded away, as in TFLite, ncnn and TensorFlow.js: a folder of photographs from
+            which it is re-estimated. Without it the written file serves inference only.
         limit: The number of images that are used at most, spread evenly over the sorted list.
         provenance: What the header shall also say of the weights' origin.
         progress: Whether to show a progress bar.
@@ -136,8 +138,8 @@ def import_weights(
     tensors, header = kind.convert(source, None if labels is None else os.fspath(labels))
     if images and header.trainable:
         raise WeightsError(
-            f"{source}: {kind.name}, whose batch norm is not folded; images serve to re-estimate that of TFLite and"
-            " ncnn files"
+            f"{source}: {kind.name}, whose batch norm is not folded; images serve to re-estimate one that is, as in"
+            " TFLite and ncnn files"
         )
     header.provenance |= provenance or {}
     used, difference = 0, None

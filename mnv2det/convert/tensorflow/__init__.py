@@ -1,1 +1,1 @@
-"""Files of TensorFlow, read without it: frozen graphs, saved models, checkpoints."""
+"""Files of TensorFlow, read without it: frozen graphs, saved models, checkpoints, models of TensorFlow.js."""
