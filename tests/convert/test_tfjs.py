@@ -21,6 +21,7 @@ from tfjs_writer import FOLDS, fold, write_tfjs
 
 from mnv2det.commands.import_weights import import_weights
 from mnv2det.convert.tensorflow.convert import convert_tensorflow
+from mnv2det.convert.tensorflow.folded import name_folded
 from mnv2det.convert.tensorflow.tfjs import read_tfjs
 from mnv2det.errors import WeightsError
 from mnv2det.models.build import from_file
@@ -67,7 +68,7 @@ def test_folded_norms_compute_the_same(tmp_path: Path, task: str, style: str):
         folded |= fold({name: stored[name] for name in heads}, style, eps=1e-5)
     else:
         folded = fold(stored, style)
-    found, expected = outputs(write_tfjs(tmp_path, folded), tmp_path), compute(model)
+    found, expected = outputs(write_tfjs(tmp_path / "net", folded).parent, tmp_path), compute(model)
     assert found.keys() == expected.keys()
     for name in found:
         assert_same_numbers(found[name], expected[name])
@@ -271,6 +272,22 @@ def test_files_that_are_missing_or_no_json_are_named(tmp_path: Path, arrays: dic
         assert "damaged, or no model of TensorFlow.js" in refusal(source)
     with pytest.raises(WeightsError, match=r"none\.json: no such model\.json"):
         convert_tensorflow(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("stored", "name"),
+    [
+        ("MobilenetV1/MobilenetV1/Conv2d_0/Conv2D/merged_input", "MobilenetV1/Conv2d_0/weights"),
+        ("MobilenetV1/Conv2d_1_depthwise/depthwise_weights", "MobilenetV1/Conv2d_1_depthwise/depthwise_weights"),
+        ("MobilenetV1/MobilenetV1/a_depthwise/depthwise/merged_input", "MobilenetV1/a_depthwise/depthwise_weights"),
+        ("a/MobilenetV2/MobilenetV2/b/BatchNorm/batchnorm/sub", "a/MobilenetV2/b/BatchNorm/folded_offset"),
+        ("b/BatchNorm/batchnorm/mul", "b/BatchNorm/folded_scale"),
+        ("b/depthwise/depthwise_bn_offset", "b/depthwise/BatchNorm/folded_offset"),
+        ("MobilenetV1/MobilenetV1/b/biases", "MobilenetV1/MobilenetV1/b/biases"),
+    ],
+)
+def test_the_names_that_programs_give_folded_layers(stored: str, name: str):
+    assert list(name_folded({stored: np.zeros(1)}, "file")) == [name]
 
 
 def test_two_tensors_of_one_layer_are_refused(tmp_path: Path, arrays: dict[str, Any]):
