@@ -21,7 +21,7 @@ from mnv2det.structures import Preprocess
 
 # arguments of a backbone that its weights decide
 FROM_WEIGHTS = (
-    "width", "divisor", "last_channels", "padding", "dilate_at_once",
+    "width", "divisor", "last_channels", "padding", "dilate",
     "norm_eps", "expansion", "act", "bottleneck_act", "shortcut",
 )  # fmt: skip
 

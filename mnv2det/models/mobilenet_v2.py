@@ -42,15 +42,16 @@ class MobileNetV2(Backbone):
     Args:
         width: Multiplier of all channel counts but the last, which never shrinks below 1280
             (paper, section 4: "for multipliers less than one").
-        divisor: What channel counts are multiples of: 8 as in the paper's code, or 1 as in DeepLab's for widths
-            below 1.
+        divisor: What channel counts are multiples of: 8 as in the paper's code, 1 as in DeepLab's for widths below 1,
+            or 4 as in mobilenetv2.pytorch's width of 0.1.
         last_channels: Of the last convolution; null takes the paper's. The Object Detection API's are 1280 times the
             width for widths below 1 as well.
         output_stride: 32, 16 or 8. A layer that would exceed it loses its stride but keeps its
             dilation; only later layers double theirs. So the last map, read at stride 32
             (tap ``last/32``), is the same for every output stride.
-        dilate_at_once: Whether a layer that would exceed it is dilated already itself, as in MMSegmentation. The map
-            at stride 32 is another one then.
+        dilate: Which layers are dilated for that: those that come ``later`` than a layer without its stride, as
+            published; or, as MMSegmentation trains it, the ``first`` of each row of Table 2 alone, that layer itself
+            included. The map at stride 32 is another one then.
         padding: ``symmetric`` (torchvision's weights) or ``same`` (TensorFlow's).
         norm_eps: Epsilon of batch norm: 1e-3 in TensorFlow, 1e-5 in torchvision's weights.
         norm_momentum: Weight of the newest batch in the running statistics. 0.03 suits short
@@ -67,10 +68,10 @@ class MobileNetV2(Backbone):
         self,
         *,
         width: Width = 1.0,
-        divisor: Literal[1, 8] = 8,
+        divisor: Literal[1, 4, 8] = 8,
         last_channels: PositiveInt | None = None,
         output_stride: Literal[8, 16, 32] = 32,
-        dilate_at_once: bool = False,
+        dilate: Literal["later", "first"] = "later",
         padding: Padding = "symmetric",
         norm_eps: NormEpsilon = 1e-3,
         norm_momentum: Share = 0.03,
@@ -109,7 +110,7 @@ class MobileNetV2(Backbone):
                         outputs,
                         stride=step,
                         expansion=times,
-                        dilation=dilation * lost if dilate_at_once else dilation,
+                        dilation=dilation if dilate == "later" else dilation * lost if repeat == 0 else 1,
                         pad=padding,
                         act=act,
                         bottleneck_act=bottleneck_act,
@@ -184,7 +185,7 @@ def width_of(stem: int, outputs: list[int], *, where: str) -> tuple[float, int]:
     """
     # the usual multipliers first: several can give the same channels
     usual = (1.0, 0.35, 0.5, 0.75, 1.3, 1.4, *(round(0.05 * n, 2) for n in range(1, 81)))
-    for divisor, width in product((8, 1), usual):
+    for divisor, width in product((8, 1, 4), usual):
         rows = [make_divisible(base * width, divisor) for _, base, repeats, _ in TABLE_2 for _ in range(repeats)]
         if stem == make_divisible(32 * width, divisor) and outputs == rows:
             return width, divisor

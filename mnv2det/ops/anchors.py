@@ -53,9 +53,9 @@ def make_anchors(
 ) -> Tensor:
     """Computes the anchors of all levels, one level after another, row by row, shape by shape.
 
-    Centres are at ``(i + .5) / map`` of the image, or at ``(i + .5) * cell`` pixels. Sides are relative to the
-    image's shorter side, so that a ratio is one of pixels, in images that are not square as well. Anchors are not
-    clipped.
+    Centres are at ``(i + .5) / map`` of the image, or at ``(i + .5) * cell`` pixels, but not beyond its edge. Sides
+    are relative to the image's shorter side, so that a ratio is one of pixels, in images that are not square as well.
+    Anchors are not clipped.
 
     Args:
         maps: (height, width) of each level's feature map.
@@ -70,8 +70,9 @@ def make_anchors(
     levels = []
     for number, ((height, width), level) in enumerate(zip(maps, shapes, strict=True)):
         row, column = (cells[number], cells[number]) if cells else (size[0] / height, size[1] / width)
-        ys = (torch.arange(height, dtype=torch.float64) + 0.5) * row
-        xs = (torch.arange(width, dtype=torch.float64) + 0.5) * column
+        # cells that do not divide the image can reach beyond it: the tenth of 32 pixels in 300
+        ys = ((torch.arange(height, dtype=torch.float64) + 0.5) * row).clamp(max=size[0])
+        xs = ((torch.arange(width, dtype=torch.float64) + 0.5) * column).clamp(max=size[1])
         scale, ratio = torch.tensor(level, dtype=torch.float64).unbind(1)
         half = torch.stack([scale * ratio.sqrt(), scale / ratio.sqrt()], dim=1) * side / 2
         y, x = torch.meshgrid(ys, xs, indexing="ij")

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mnv2det.errors import ConfigError, WeightsError
 from mnv2det.models.classifier import Classifier
 from mnv2det.models.layers import make_divisible
-from mnv2det.models.mobilenet_v2 import MobileNetV2
+from mnv2det.models.mobilenet_v2 import MobileNetV2, width_of
 from mnv2det.models.torchvision_weights import convert_torchvision
 
 WIDTHS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
@@ -127,3 +127,16 @@ def test_multiply_adds_are_the_released_ones(width: float, millions: float):
     head = Classifier(backbone.features, classes=1001).eval()
     total = multiply_adds(torch.nn.Sequential(backbone, head), torch.rand(1, 3, 224, 224))
     assert total / 1e6 == pytest.approx(millions, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "dilations"), [(8, (1, 1, 1, 2, 2, 4, 4)), (16, (1, 1, 1, 1, 1, 2, 2)), (32, (1,) * 7)]
+)
+def test_the_first_of_each_row_is_dilated_as_in_mmsegmentation(output_stride: int, dilations: tuple[int, ...]):
+    blocks = iter(MobileNetV2(width=0.1, output_stride=output_stride, dilate="first").blocks)
+    rows = [[next(blocks).depthwise.conv.dilation[0] for _ in range(count)] for count in (1, 2, 3, 4, 3, 3, 1)]
+    assert rows == [[dilation] + [1] * (len(row) - 1) for dilation, row in zip(dilations, rows, strict=True)]
+
+
+def test_the_least_published_width_has_channels_in_fours():
+    assert width_of(4, [4] * 6 + [8] * 4 + [12] * 3 + [16] * 3 + [32], where="x") == (0.1, 4)

@@ -77,3 +77,12 @@ def test_anchors_are_centred_on_cells_and_keep_pixel_ratios_off_square():
     assert_close(center, torch.tensor([25.0, 25.0]))
     assert_close(size[0] / size[1], torch.tensor(2.0))
     assert_close(size.prod().sqrt(), torch.tensor(50.0))  # half of the shorter side
+
+
+def test_anchors_by_cells_lie_where_those_count_but_not_beyond_the_edge():
+    anchors = make_anchors(((3, 2),), (((0.5, 1.0),),), (100, 200), (40.0,))
+    center = (anchors[:, :2] + anchors[:, 2:]) / 2
+    ys, xs = (20.0, 60.0, 100.0), (20.0, 60.0)
+    assert_close(center, torch.tensor([[x, y] for y in ys for x in xs]))
+    past = make_anchors(((3, 2),), (((0.5, 1.0),),), (90, 200), (40.0,))
+    assert_close((past[-1, 1] + past[-1, 3]) / 2, torch.tensor(90.0))
