@@ -95,7 +95,8 @@ def read_label_map(path: str | os.PathLike[str]) -> dict[int, str]:
 def read_labels(path: str | os.PathLike[str], count: int, *, private_background: bool = False) -> list[str]:
     """Reads class names, one per line; blank lines at the end do not count.
 
-    A first name ``background`` is added or dropped so that as many names are left as the network has outputs.
+    A first name ``background``, in whatever letters, is added or dropped so that as many names are left as the network
+    has outputs.
 
     Args:
         path: A text file in UTF-8.
@@ -116,14 +117,15 @@ def read_labels(path: str | os.PathLike[str], count: int, *, private_background:
     if "" in names:
         raise WeightsError(f"{path}: line {names.index('') + 1} is blank, expected a class name")
     stated, outputs = len(names), count + private_background
-    if stated == outputs - 1 and names[:1] != [BACKGROUND]:
+    has_background = bool(names) and names[0].lower() == BACKGROUND
+    if stated == outputs - 1 and not has_background:
         names = [BACKGROUND, *names]
-    elif stated == outputs + 1 and names[:1] == [BACKGROUND]:
+    elif stated == outputs + 1 and has_background:
         names = names[1:]
     if len(names) != outputs:
         raise WeightsError(f"{path}: {stated} class names, but the network has {outputs} outputs")
     if not private_background:
         return names
-    if names[0] != BACKGROUND:
+    if names[0].lower() != BACKGROUND:
         raise WeightsError(f"{path}: {len(names)} class names, but the network has {count} classes")
     return names[1:]
