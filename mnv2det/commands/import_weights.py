@@ -64,7 +64,7 @@ def _convert_tensorflow(source: str, labels: str | None) -> Converted:
 
 
 def _convert_state_dict(source: str, labels: str | None) -> Converted:
-    from mnv2det.convert.state_dict import convert_state_dict
+    from mnv2det.convert.pytorch.state_dict import convert_state_dict
 
     return convert_state_dict(source, labels=labels)
 
@@ -109,7 +109,8 @@ def import_weights(
     Args:
         source: A name as in ``model.weights``, or a file of one of `FORMATS`, which are told apart by their first
             bytes: a TFLite classifier or Mobile DeepLabv3, an ncnn SSDLite (its .param, with the .bin beside it), a
-            state dict of torchvision's ``mobilenet_v2``, or a file or folder of TensorFlow, which is told by its name.
+            state dict of torchvision or another PyTorch project, or a file or folder of TensorFlow, which is told by
+            its name.
         output: The safetensors file; its folder is made if it does not exist.
         labels: Text file with one class name per line.
         images: Where batch norm is folded away, as in TFLite, ncnn and TensorFlow.js: a folder of photographs from

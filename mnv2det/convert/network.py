@@ -20,6 +20,7 @@ from mnv2det.ops.anchors import Shape, level_shapes
 from mnv2det.structures import Fit, Preprocess, Sampling
 
 HALF = (0.5, 0.5, 0.5)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass
@@ -38,6 +39,9 @@ class ImportedNetwork:
         sampling: Which place of a picture a pixel of the resized one shows, see `Preprocess`.
         provenance: What else should be known of the weights.
         backbone_name: Registered name of the backbone.
+        size: (H, W) of the input, where the kind of network says it and not the file.
+        mean: Of the input, see `Preprocess`; by default that of all of TensorFlow's releases, x / 127.5 - 1.
+        std: Likewise.
     """
 
     tensors: dict[str, Tensor]
@@ -51,6 +55,9 @@ class ImportedNetwork:
     sampling: Sampling = "centers"
     provenance: dict[str, Any] = field(default_factory=dict)
     backbone_name: str = "mobilenet_v2"
+    size: tuple[int, int] = (224, 224)
+    mean: tuple[float, float, float] = HALF
+    std: tuple[float, float, float] = HALF
 
 
 Mapper = Callable[[Graph, str], ImportedNetwork]
@@ -115,8 +122,7 @@ def make_header(
         backbone={"name": imported.backbone_name, "args": imported.backbone},
         heads={imported.task: {"name": imported.head, "args": imported.head_args}},
         classes={imported.task: classes},
-        # the mean and std of all releases: x / 127.5 - 1
-        preprocess=Preprocess(size, HALF, HALF, imported.fit, imported.sampling),
+        preprocess=Preprocess(size, imported.mean, imported.std, imported.fit, imported.sampling),
         trainable=trainable,
         provenance={
             "source": source,
