@@ -9,14 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import msgspec
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mnv2det.data.classes import class_list, mask_list
 from mnv2det.data.formats.base import Format
 from mnv2det.data.formats.cleaning import Cleaning, copy_pictures, copy_place
+from mnv2det.data.formats.coco_quick import QuickJson, read_quickly
 from mnv2det.data.formats.problems import shown
-from mnv2det.data.formats.records import Box, Picture, Records
+from mnv2det.data.formats.records import Box, Boxes, Picture, Records
 from mnv2det.data.images import inside
 from mnv2det.data.masks import VOC_NAMES, bounds, encode, whole
 from mnv2det.errors import ConfigError, DataError, near
@@ -27,6 +30,8 @@ from mnv2det.structures import VOC_MASK_CLASSES
 
 Id = int | str
 SIDES = range(1, 10**6)  # pixels that an image may be wide or high
+LARGEST_NUMBER = 1e9  # that a coordinate or an area may have
+WATCHED_MASKS = 20_000  # from so many on, reading them shows how far it is
 UNSIZED = (1, 1)  # stands for the size of an image that states none
 
 
@@ -81,13 +86,27 @@ class CocoJson(Format):
 
     def read(self) -> Records:
         """See `Format.read`; boxes are corners, ``stated`` is the json's ``[x, y, w, h]``."""
-        data = load_json(self.path)
+        records = self._read_quickly() or self._read_slowly()
+        if self.images is not None and len(records.boxes) and records.boxes.ignore.all():
+            count = len(records.boxes)
+            what = f"all {count} boxes are crowds (iscrowd 1): ignored; crowds=objects takes them as objects"
+            records.add_problem("crowds_only", self.path, what, fatal=True)
+        if self.least_pixels:
+            self._select_large(records)
+        return records
+
+    def _new_records(self) -> Records:
         folder = self.images or self.path.parent
         about = f"COCO json {self.path}, images in {folder}"
         if self.masks:
             about += ", masks from segmentations"
         records = Records(folder, str(self.path), about, [self.path], [folder])
         records.box_place = "annotation {id} (image {image}): bbox {box}"
+        return records
+
+    def _read_slowly(self) -> Records:
+        """Reads entry by entry, and reports what is wrong with each."""
+        data, records = load_json(self.path), self._new_records()
         images = self._read_images(records, data["images"])
         if not records.pictures:
             reason = records.problems[0].message if records.problems else f"{self.path}: no images in it"
@@ -96,12 +115,56 @@ class CocoJson(Format):
         if self.masks:
             self._read_mask_classes(records)
         self._read_annotations(records, data["annotations"], images, categories)
-        if self.images is not None and len(records.boxes) and records.boxes.ignore.all():
-            count = len(records.boxes)
-            what = f"all {count} boxes are crowds (iscrowd 1): ignored; crowds=objects takes them as objects"
-            records.add_problem("crowds_only", self.path, what, fatal=True)
-        if self.least_pixels:
-            self._select_large(records)
+        return records
+
+    def _read_quickly(self) -> Records | None:
+        """Reads in arrays; None where the json has anything that has to be looked at entry by entry."""
+        if self.images is None or tuple(self.ignored_by) != ("iscrowd",):
+            return None
+        quick = read_quickly(self.path, outlines=self.masks is not None)
+        if quick is None or not (np.abs(quick.boxes) < LARGEST_NUMBER).all():
+            return None
+        if not (np.abs(quick.area) < LARGEST_NUMBER).all() or not np.isin(quick.sizes, SIDES).all():
+            return None
+        try:
+            files = [file_below(self.images, name) for name in quick.files]
+        except DataError:
+            return None
+        records = self._new_records()
+        records.pictures = [
+            Picture(identifier, file, (height, width), entry=position)
+            for position, (identifier, file, (height, width)) in enumerate(
+                zip(quick.ids.tolist(), files, quick.sizes.tolist(), strict=True)
+            )
+        ]
+        names = list(self._read_categories(records, quick.categories).values())
+        runs, pixels = [b""], np.zeros(len(quick.boxes), np.int64)
+        if self.masks:
+            self._read_mask_classes(records)
+            painted = dict(zip(records.classes["labels"], records.mask_ids or [], strict=False))
+            try:
+                runs, pixels = _encode_all(quick, [bool(painted.get(name)) for name in names])
+            except DataError:
+                return None
+        first = np.unique(quick.category, return_index=True)
+        order = first[0][np.argsort(first[1])]  # classes are named in the order of their first box
+        label = np.full(len(names), -1)
+        label[order] = np.arange(len(order))
+        count = len(quick.boxes)
+        records.boxes = Boxes(
+            image=quick.image,
+            label=label[quick.category],
+            names=[names[category] for category in order.tolist()],
+            corners=np.concatenate([quick.boxes[:, :2], quick.boxes[:, :2] + quick.boxes[:, 2:]], axis=1),
+            stated=quick.boxes,
+            ignore=quick.crowd & (self.crowds == "ignore"),
+            area=quick.area,
+            ids=quick.annotation_ids.tolist(),
+            position=np.arange(count),
+            runs=runs if self.masks else runs * count,
+            pixels=pixels,
+            problems_before=np.full(count, len(records.problems)),
+        )
         return records
 
     def _read_images(self, records: Records, entries: list[Any]) -> dict[Id, int]:
@@ -184,8 +247,8 @@ class CocoJson(Format):
         self, records: Records, entries: list[Any], images: Mapping[Id, int], categories: Mapping[Id, str]
     ) -> None:
         painted = dict(zip(records.classes["labels"], records.mask_ids or [], strict=False))
-        quick = not self.masks or len(entries) < 20000 or not is_watched()
-        for position, entry in enumerate(tqdm(entries, desc="reading COCO masks", disable=quick, leave=False)):
+        quiet = not self.masks or len(entries) < WATCHED_MASKS or not is_watched()
+        for position, entry in enumerate(tqdm(entries, desc="reading COCO masks", disable=quiet, leave=False)):
             try:
                 identifier: Id = _id(entry, "id", "")
             except _EntryError:
@@ -374,6 +437,8 @@ def file_below(images: Path, name: str) -> str:
     Raises:
         DataError: The path is absolute or leaves the folder.
     """
+    if name and not name.startswith("/") and "\\" not in name and ".." not in name and "\0" not in name:
+        return os.path.normpath(name)
     file = os.path.normpath(name.replace("\\", "/") if "\\" in name and not os.path.isfile(images / name) else name)
     if file.startswith(os.pardir):
         file = os.path.relpath(images / file, images)
@@ -382,6 +447,28 @@ def file_below(images: Path, name: str) -> str:
     except DataError:
         raise DataError(f"path {name!r} leaves the data folder {images}") from None
     return file
+
+
+def _encode_all(quick: QuickJson, painted: Sequence[bool]) -> tuple[list[bytes], NDArray[np.int64]]:
+    """Run lengths of all segmentations, and their pixels.
+
+    Args:
+        quick: With outlines.
+        painted: Whether a category is one of the masks' classes.
+
+    Raises:
+        DataError: A segmentation is none.
+    """
+    runs, pixels = [b""] * len(quick.boxes), np.zeros(len(quick.boxes), np.int64)
+    rows = np.flatnonzero(np.array(painted)[quick.category])
+    sizes = [(height, width) for height, width in quick.sizes.tolist()]
+    quiet = len(rows) < WATCHED_MASKS or not is_watched()
+    for row in tqdm(rows.tolist(), desc="reading COCO masks", disable=quiet, leave=False):
+        outline = quick.outlines[row]
+        if not isinstance(outline, msgspec.Raw):
+            raise DataError("no segmentation, but masks are wanted")
+        runs[row], pixels[row] = _encode(msgspec.json.decode(outline), sizes[quick.image[row]])
+    return runs, pixels
 
 
 def _id(entry: Any, key: str, kind: str) -> Id:
@@ -401,7 +488,7 @@ def _as_whole(value: Any) -> Any:
 
 def real(value: Any) -> bool:
     """Whether a value from a json is a number that a coordinate may be."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST_NUMBER
 
 
 def _encode(segmentation: Any, size: tuple[int, int]) -> tuple[bytes, int]:

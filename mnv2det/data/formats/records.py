@@ -70,6 +70,7 @@ class Box(NamedTuple):
     problems_before: int = 0
 
 
+@dataclass
 class Boxes:
     """Boxes of a whole data set in flat arrays; see `Box`.
 
@@ -88,23 +89,48 @@ class Boxes:
         problems_before: int64 (N,).
     """
 
-    def __init__(self, boxes: Sequence[Box]) -> None:
+    image: NDArray[np.int64]
+    label: NDArray[np.int64]
+    names: list[str]
+    corners: NDArray[np.float64]
+    stated: NDArray[np.float64]
+    ignore: NDArray[np.bool_]
+    area: NDArray[np.float64]
+    ids: Sequence[int | str]
+    position: NDArray[np.int64]
+    runs: Sequence[bytes]
+    pixels: NDArray[np.int64]
+    problems_before: NDArray[np.int64]
+
+    @staticmethod
+    def collect(boxes: Sequence[Box]) -> Boxes:
+        """Boxes that were read one by one."""
         numbers: dict[str, int] = {}
-        self.image = np.array([box.image for box in boxes], np.int64)
-        self.label = np.array([numbers.setdefault(box.name, len(numbers)) for box in boxes], np.int64)
-        self.names = list(numbers)
-        self.corners = np.array([box.corners for box in boxes], np.float64).reshape(-1, 4)
-        self.stated = np.array([box.stated or box.corners for box in boxes], np.float64).reshape(-1, 4)
-        self.ignore = np.array([box.ignore for box in boxes], np.bool_)
-        self.area = np.array([box.area for box in boxes], np.float64)
-        self.ids = [box.position + 1 if box.id is None else box.id for box in boxes]
-        self.position = np.array([box.position for box in boxes], np.int64)
-        self.runs = [box.runs for box in boxes]
-        self.pixels = np.array([box.pixels for box in boxes], np.int64)
-        self.problems_before = np.array([box.problems_before for box in boxes], np.int64)
+        return Boxes(
+            image=np.array([box.image for box in boxes], np.int64),
+            label=np.array([numbers.setdefault(box.name, len(numbers)) for box in boxes], np.int64),
+            names=list(numbers),
+            corners=np.array([box.corners for box in boxes], np.float64).reshape(-1, 4),
+            stated=np.array([box.stated or box.corners for box in boxes], np.float64).reshape(-1, 4),
+            ignore=np.array([box.ignore for box in boxes], np.bool_),
+            area=np.array([box.area for box in boxes], np.float64),
+            ids=[box.position + 1 if box.id is None else box.id for box in boxes],
+            position=np.array([box.position for box in boxes], np.int64),
+            runs=[box.runs for box in boxes],
+            pixels=np.array([box.pixels for box in boxes], np.int64),
+            problems_before=np.array([box.problems_before for box in boxes], np.int64),
+        )
 
     def __len__(self) -> int:
         return len(self.image)
+
+    def rows(self, chosen: NDArray[np.int64]) -> Boxes:
+        """Some of the boxes: int64 (n,), their rows."""
+        arrays: dict[str, Any] = {
+            key: value[chosen] for key, value in vars(self).items() if isinstance(value, np.ndarray)
+        }
+        ids, runs = [self.ids[row] for row in chosen], [self.runs[row] for row in chosen]
+        return replace(self, ids=ids, runs=runs, **arrays)
 
     def labels_in(self, names: Sequence[str]) -> NDArray[np.int64]:
         """Each box's index in a class list: int64 (N,), -1 where the list lacks its class."""
@@ -197,7 +223,7 @@ class Records:
     @cached_property
     def boxes(self) -> Boxes:
         """All boxes; none can be added afterwards."""
-        return Boxes(self._added)
+        return Boxes.collect(self._added)
 
     def add_box(self, box: Box) -> None:
         """Adds a box behind the problems that were reported so far."""
@@ -329,8 +355,8 @@ class Records:
     def select(self, chosen: NDArray[np.bool_]) -> None:
         """Leaves out pictures that are not wanted, with their boxes; the rest is numbered anew."""
         number = np.where(chosen, np.cumsum(chosen) - 1, -1)
-        boxes = [box._replace(image=int(number[box.image])) for box in self._added if chosen[box.image]]
+        boxes = self.boxes.rows(np.flatnonzero(chosen[self.boxes.image]))
+        boxes.image = number[boxes.image]
         self.pictures = [picture for picture, wanted in zip(self.pictures, chosen, strict=True) if wanted]
-        self._added = boxes
+        self.boxes = boxes
         self.problems = [replace(p, index=int(number[p.index]) if p.index >= 0 else -1) for p in self.problems]
-        del self.__dict__["boxes"]
