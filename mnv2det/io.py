@@ -153,6 +153,12 @@ def _finite(data: Any) -> Any:
     return [_finite(value) for value in data] if isinstance(data, list | tuple) else data
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: ``$MNV2DET_CACHE``, or ``mnv2det`` in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(os.environ.get("MNV2DET_CACHE") or os.path.join(home, "mnv2det"))
+
+
 def cores() -> int:
     """The number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

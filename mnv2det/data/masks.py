@@ -163,7 +163,8 @@ def encode(segmentation: Any, size: tuple[int, int]) -> tuple[bytes, int]:
         if size[0] * size[1] >= 2**31:
             raise ValueError(f"an image of {size[1]}x{size[0]} is too large")
         if isinstance(segmentation, list):
-            encoded = mask.merge(mask.frPyObjects(_polygons(segmentation, size), *size))
+            parts = mask.frPyObjects(_polygons(segmentation, size), *size)
+            encoded = parts[0] if len(parts) == 1 else mask.merge(parts)
             return encoded["counts"], int(mask.area(encoded))
         if list(segmentation["size"]) != list(size):
             raise ValueError(f"its size {segmentation['size']} is not the image's {list(size)}")

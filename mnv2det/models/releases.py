@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mnv2det.errors import WeightsError
-from mnv2det.io import RunFolder
+from mnv2det.io import RunFolder, cache_folder
 from mnv2det.version import __version__
-
-CACHE = "MNV2DET_CACHE"  # environment variable with another folder than the user's cache
 
 
 class Release(NamedTuple):
@@ -63,9 +61,8 @@ def is_release(source: str | os.PathLike[str]) -> bool:
 
 
 def weights_folder() -> Path:
-    """Where fetched files are kept: ``$MNV2DET_CACHE``, or ``mnv2det/weights`` in the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(os.environ.get(CACHE) or os.path.join(cache, "mnv2det", "weights"))
+    """Where fetched files are kept."""
+    return cache_folder() / "weights"
 
 
 def archive_of(name: str) -> Path:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mnv2det.config import BadData
 from mnv2det.data.dataset import Arrays, BoxTable, Dataset
 from mnv2det.data.formats.cleaning import Cleaning
+from mnv2det.data.formats.index import Index, load
 from mnv2det.data.formats.records import Records, clip_boxes
 from mnv2det.data.images import read_image, read_sized
 from mnv2det.data.masks import Region, RegionTable, read_mask
@@ -98,6 +99,54 @@ class RecordsDataset(Dataset):
         self._table, self._regions = _tables(records, pictures, rows)
         ids = records.category_ids
         self.category_ids = None if ids is None else np.array(ids, np.int64 if _numbers(ids) else object)
+
+        self._index: Path | None = None
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All arrays by name, for an index; `from_index` is the way back."""
+        found = {name: getattr(self, f"_{name}") for name in ("ids", "files", "masks", "sizes", "boxed")}
+        found |= {f"box_{name}": value for name, value in vars(self._table).items()}
+        found |= {f"region_{name}": value for name, value in vars(self._regions).items()} if self._regions else {}
+        optional = {"labels": self._labels, "category_ids": self.category_ids}
+        return found | {name: value for name, value in optional.items() if value is not None}
+
+    @classmethod
+    def from_index(cls, index: Index, folder: Path) -> RecordsDataset:
+        """The data set whose arrays an index holds, without problems.
+
+        Args:
+            index: Its ``about`` has the ``classes``.
+            folder: Folder of the pictures.
+        """
+        made = cls.__new__(cls)
+        arrays = index.arrays
+        for name in ("ids", "files", "masks", "sizes", "boxed"):
+            setattr(made, f"_{name}", arrays[name])
+        made._labels, made.category_ids = arrays.get("labels"), arrays.get("category_ids")
+        made._table, made._regions = BoxTable.__new__(BoxTable), None
+        if "region_ids" in arrays:
+            made._regions = RegionTable.__new__(RegionTable)
+        for name, array in arrays.items():
+            kind, _, attribute = name.partition("_")
+            if kind in ("box", "region"):
+                setattr(made._table if kind == "box" else made._regions, attribute, array)
+        made.problems, made.classes = [], {key: list(names) for key, names in index.about["classes"].items()}
+        made.folder, made._index = folder, index.folder
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a process that is started anew maps the same file instead of getting a copy
+        if self._index is None:
+            return dict(vars(self))
+        return {"index": self._index, "folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "index" in state:
+            index = load(state["index"])
+            if index is None:
+                raise DataError(f"{state['index']}: the index of the annotations is gone; start again")
+            state = vars(self.from_index(index, state["folder"]))
+        vars(self).update(state)
 
     def __len__(self) -> int:
         return len(self._files)

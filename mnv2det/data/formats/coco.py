@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -11,13 +12,16 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from mnv2det.config import BadData
 from mnv2det.data.classes import class_list, mask_list
-from mnv2det.data.formats.base import Format
+from mnv2det.data.formats.base import Format, RecordsDataset
 from mnv2det.data.formats.cleaning import Cleaning, copy_pictures, copy_place
 from mnv2det.data.formats.coco_quick import QuickJson, read_quickly
+from mnv2det.data.formats.index import LEAST, indices, key_of, load, save
 from mnv2det.data.formats.problems import shown
 from mnv2det.data.formats.records import Box, Boxes, Picture, Records
 from mnv2det.data.images import inside
@@ -86,7 +90,35 @@ class CocoJson(Format):
 
     def read(self) -> Records:
         """See `Format.read`; boxes are corners, ``stated`` is the json's ``[x, y, w, h]``."""
-        records = self._read_quickly() or self._read_slowly()
+        return self._judge(self._read_quickly(_content(self.path)) or self._read_slowly())
+
+    def dataset(self, bad_data: BadData = BadData.stop) -> RecordsDataset:
+        """See `Format.dataset`; what was read of a large json is kept on disk."""
+        if self.images is None or not self.path.is_file() or self.path.stat().st_size < LEAST:
+            return super().dataset(bad_data)
+        content, names = _content(self.path), ("names", "masks", "mask_names", "least_pixels", "crowds", "ignored_by")
+        folder = indices() / key_of(content, {name: getattr(self, name) for name in names})
+        if (index := load(folder)) is not None:
+            return RecordsDataset.from_index(index, self.images)
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(FileLock(f"{folder}.lock"))  # the other processes wait for the first one
+            if (index := load(folder)) is not None:
+                return RecordsDataset.from_index(index, self.images)
+            records = self._read_quickly(content)
+            del content
+            if records is None:
+                return RecordsDataset(self._judge(self._read_slowly()), bad_data)
+            made = RecordsDataset(self._judge(records), bad_data)
+            if not made.problems:
+                with contextlib.suppress(OSError):  # of a full disk, or of a cache that cannot be written to
+                    save(folder, made.arrays(), {"classes": made.classes})
+        index = None if made.problems else load(folder)
+        return made if index is None else RecordsDataset.from_index(index, self.images)
+
+    def _judge(self, records: Records) -> Records:
+        """Reports what is wrong with all of them together, and leaves out pictures that are not wanted."""
         if self.images is not None and len(records.boxes) and records.boxes.ignore.all():
             count = len(records.boxes)
             what = f"all {count} boxes are crowds (iscrowd 1): ignored; crowds=objects takes them as objects"
@@ -117,11 +149,11 @@ class CocoJson(Format):
         self._read_annotations(records, data["annotations"], images, categories)
         return records
 
-    def _read_quickly(self) -> Records | None:
+    def _read_quickly(self, content: bytes) -> Records | None:
         """Reads in arrays; None where the json has anything that has to be looked at entry by entry."""
         if self.images is None or tuple(self.ignored_by) != ("iscrowd",):
             return None
-        quick = read_quickly(self.path, outlines=self.masks is not None)
+        quick = read_quickly(content, outlines=self.masks is not None)
         if quick is None or not (np.abs(quick.boxes) < LARGEST_NUMBER).all():
             return None
         if not (np.abs(quick.area) < LARGEST_NUMBER).all() or not np.isin(quick.sizes, SIDES).all():
@@ -417,15 +449,20 @@ def load_json(path: Path) -> dict[str, list[Any]]:
         DataError: The file is missing, no json, or lacks one of the lists.
     """
     try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the annotations ({error.strerror})") from None
+        data = json.loads(_content(path))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a json file ({str(error)[:120] or type(error).__name__})") from None
     for key in ("images", "annotations", "categories"):
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
             raise DataError(f"{path}: no list '{key}' at the top; expected COCO's images, annotations and categories")
     return data
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the annotations ({error.strerror})") from None
 
 
 def file_below(images: Path, name: str) -> str:

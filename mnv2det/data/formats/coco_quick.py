@@ -8,7 +8,6 @@ by entry and says what is wrong.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -86,21 +85,23 @@ class QuickJson(NamedTuple):
     outlines: list[msgspec.Raw]
 
 
-def read_quickly(path: Path, *, outlines: bool) -> QuickJson | None:
-    """Reads a json; None where it has anything unusual, or cannot be read.
+def read_quickly(content: bytes, *, outlines: bool) -> QuickJson | None:
+    """Reads a json; None where it has anything unusual, or is none.
 
     Args:
-        path: The file.
+        content: Of the file.
         outlines: Whether segmentations are wanted.
     """
     try:
         kind: type[_Boxes | _Outlines] = _Outlines if outlines else _Boxes
-        parsed = msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, ValueError, RecursionError):
+        parsed = msgspec.json.decode(content, type=kind)
+    except (ValueError, RecursionError):
         return None
     images, annotations = parsed.images, parsed.annotations
     if not images or not annotations:
         return None
+    if any("\\" in entry.file_name for entry in images):
+        return None  # what it means depends on the files that are there
     ids = _whole(entry.id for entry in images)
     sizes = np.stack([_whole(entry.height for entry in images), _whole(entry.width for entry in images)], axis=1)
     image = _positions(_whole(entry.image_id for entry in annotations), ids)
