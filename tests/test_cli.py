@@ -1,7 +1,10 @@
+import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -9,7 +12,7 @@ import numpy as np
 import pytest
 from tiny import TINY
 
-from mnv2det.cli import main
+from mnv2det.cli import build_parser, main
 from mnv2det.cli.train import run_name
 from mnv2det.commands.evaluate import evaluate_source
 from mnv2det.config import load_config
@@ -438,3 +441,50 @@ def test_an_unknown_device_is_one_line(run: Path, device: str, capsys):
 def test_a_grid_that_is_no_picture_is_one_line(run: Path, capsys):
     assert main(["grid", str(run), "--out", "grid.pdf"]) == 2
     assert "expected the name of a picture" in capsys.readouterr().err
+
+
+def verbs_of(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """All verbs below a parser, with those that have verbs of their own."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for verb in action.choices.values():
+                yield verb
+                yield from verbs_of(verb)
+
+
+@pytest.mark.parametrize("verb", list(verbs_of(build_parser())), ids=lambda verb: verb.prog)
+def test_every_help_has_examples_that_can_be_parsed(verb: argparse.ArgumentParser):
+    epilog = verb.epilog or ""
+    lines = [line.strip() for line in epilog.splitlines() if line.startswith("  mnv2det ")]
+    assert lines
+    for line in lines:
+        parsed = build_parser().parse_args(shlex.split(line.partition(" > ")[0])[1:])
+        assert parsed.run is not None, line
+
+
+@pytest.mark.parametrize(("arguments", "shown"), [([], "train a model"), (["data"], "import "), (["weights"], "get ")])
+def test_without_a_verb_the_help_is_shown(arguments: list[str], shown: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 0
+    assert shown in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nearest"),
+    [(["trian", "x"], "train"), (["data", "chek", "x"], "check"), (["weights", "gte", "coco"], "get")],
+)
+def test_a_misspelt_verb_names_the_nearest(arguments: list[str], nearest: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    assert f"did you mean '{nearest}'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completions_name_the_verbs(shell: str, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("shtab", reason="needs shtab: pip install 'mnv2det[completion]'")
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "import-weights" in script
+    assert "--no-estimate" in script

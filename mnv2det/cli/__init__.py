@@ -7,7 +7,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mnv2det.cli import data, paper, ship, train, weights
+from mnv2det.cli import completion, data, paper, ship, train, weights
+from mnv2det.cli.common import Parser
 from mnv2det.errors import Mnv2detError
 from mnv2det.version import __version__
 
@@ -109,7 +110,7 @@ def tool(verb: str) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """All verbs with their arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mnv2det",
         description="MobileNetV2 detection, segmentation and classification: train, measure, ship.",
         epilog=EXAMPLES,
@@ -117,6 +118,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mnv2det {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for module in (train, data, ship, weights, paper):
+    for module in (train, data, ship, weights, paper, completion):
         module.add(verbs)
     return parser

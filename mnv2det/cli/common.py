@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
+import re
+from typing import Any, NoReturn
 
+from mnv2det.errors import near
 from mnv2det.io import write_json
 
+VERBS = ("VERB", "ACTION")  # what a missing name of a verb is called
+CHOICE = re.compile(r"(.*invalid choice: '(.*)') \(choose from (.*)\)", re.DOTALL)
 
-def new_verb(verbs: Any, name: str, run: Any, about: str) -> argparse.ArgumentParser:
+
+class Parser(argparse.ArgumentParser):
+    """Shows its help where no verb is named, and the nearest one where it is misspelt."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints what is wrong and exits with 2; without a verb, prints the help and exits with 0."""
+        if message.startswith("the following arguments are required") and message.endswith(VERBS):
+            self.print_help()
+            self.exit(0)
+        if match := CHOICE.fullmatch(message):
+            message = match[1] + near(match[2], [name.strip("' ") for name in match[3].split(",")])
+        super().error(message)
+
+
+def new_verb(verbs: Any, name: str, run: Any, about: str, *, examples: str, codes: str = "") -> Parser:
     """Adds a verb to the command line.
 
     Args:
@@ -17,8 +35,17 @@ def new_verb(verbs: Any, name: str, run: Any, about: str) -> argparse.ArgumentPa
         name: Of the verb.
         run: Takes the parsed arguments and returns the exit code.
         about: The verb's line in the list of verbs, without a full stop.
+        examples: Command lines, shown below the help.
+        codes: What is said below them of exit codes.
     """
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+    lines = "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
+    parser: Parser = verbs.add_parser(
+        name,
+        help=about,
+        description=about[0].upper() + about[1:] + ".",
+        epilog=f"examples:\n{lines}" + (f"\n\n{codes}" if codes else ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.set_defaults(run=run)
     return parser
 

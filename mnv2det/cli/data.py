@@ -19,29 +19,27 @@ if TYPE_CHECKING:
 
 MOST_CLASSES = 20  # rows of the table of classes
 
-IMPORT_EPILOG = """examples:
-  mnv2det data import photos/ -o data/photos
-  mnv2det data import export.roboflow/ -o data/cells --test 0 --link
-  mnv2det data export data/cells --format yolo -o cells_yolo
-
-exit codes: 0 done, 2 your mistake or no labels that can be used, 130 interrupted"""
-
-CHECK_EPILOG = """examples:
-  mnv2det data check configs/ssdlite_bccd.yaml data.root=/data
-  mnv2det data check photos/ --json findings.json --strict
-  mnv2det data check photos/ --fix photos_clean
-
-exit codes: 0 no errors, 1 errors (with --strict: or warnings), 2 your mistake, 130 interrupted"""
+IMPORTS = """
+mnv2det data import photos/ -o data/photos --weights coco
+mnv2det data import export.roboflow/ -o data/cells --test 0 --link"""
+EXPORTS = "mnv2det data export data/cells --format yolo -o cells_yolo"
+IMPORT_CODES = "exit codes: 0 done, 2 your mistake or no labels that can be used, 130 interrupted"
+CHECKS = """
+mnv2det data check configs/ssdlite_bccd.yaml data.root=/data
+mnv2det data check photos/ --json findings.json --strict
+mnv2det data check photos/ --fix photos_clean"""
+CHECK_CODES = "exit codes: 0 no errors, 1 errors (with --strict: or warnings), 2 your mistake, 130 interrupted"
 
 
 def add(verbs: Any) -> None:
     """Adds the verbs of ``data`` to the command line."""
-    parent = new_verb(verbs, "data", None, "import, export and check data sets")
+    examples = f"{IMPORTS}\n{EXPORTS}{CHECKS}"
+    parent = new_verb(verbs, "data", None, "import, export and check data sets", examples=examples)
     below = parent.add_subparsers(metavar="VERB", required=True)
     _add_import(below)
     _add_export(below)
-    verb = new_verb(below, "check", _check, "list all that is wrong with the data of a config or folder")
-    verb.epilog, verb.formatter_class = CHECK_EPILOG, argparse.RawDescriptionHelpFormatter
+    about = "list all that is wrong with the data of a config or folder"
+    verb = new_verb(below, "check", _check, about, examples=CHECKS, codes=CHECK_CODES)
     verb.add_argument(
         "source", metavar="CONFIG_OR_FOLDER", help="a YAML of configs/, or a folder in VOC's layout or with COCO json"
     )
@@ -65,8 +63,8 @@ def add(verbs: Any) -> None:
 
 
 def _add_import(verbs: Any) -> None:
-    verb = new_verb(verbs, "import", _import, "make a data set of what any labelling tool wrote")
-    verb.epilog, verb.formatter_class = IMPORT_EPILOG, argparse.RawDescriptionHelpFormatter
+    about = "make a data set of what any labelling tool wrote"
+    verb = new_verb(verbs, "import", _import, about, examples=IMPORTS, codes=IMPORT_CODES)
     verb.add_argument("source", metavar="SOURCE", help="folder with pictures and labels; it stays as it is")
     verb.add_argument("-o", "--out", required=True, metavar="DIR", help="new folder for the data set")
     verb.add_argument("--format", metavar="NAME", help="label format of SOURCE (default: it is recognised)")
@@ -105,8 +103,8 @@ def _add_import(verbs: Any) -> None:
 
 
 def _add_export(verbs: Any) -> None:
-    verb = new_verb(verbs, "export", _export, "write an imported data set for another tool")
-    verb.epilog, verb.formatter_class = IMPORT_EPILOG, argparse.RawDescriptionHelpFormatter
+    about = "write an imported data set for another tool"
+    verb = new_verb(verbs, "export", _export, about, examples=EXPORTS, codes=IMPORT_CODES)
     verb.add_argument("folder", metavar="DIR", help="folder that data import wrote, or any that it reads")
     verb.add_argument("--format", required=True, metavar="NAME", help="label format to write")
     verb.add_argument("-o", "--out", required=True, metavar="OUT", help="new folder")

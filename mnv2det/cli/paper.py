@@ -10,7 +10,15 @@ from mnv2det.cli.common import add_json, new_verb, write_json_file
 
 def add(verbs: Any) -> None:
     """Adds the verb to the command line."""
-    verb = new_verb(verbs, "paper", _paper, "print the MobileNetV2 paper's tables beside what this code computes")
+    verb = new_verb(
+        verbs,
+        "paper",
+        _paper,
+        "print the MobileNetV2 paper's tables beside what this code computes",
+        examples="""
+            mnv2det paper
+            mnv2det paper 2 4 --json tables.json""",
+    )
     verb.add_argument("tables", nargs="*", metavar="TABLE", help="2, 3, 4, 5, 5.1 (the section), 6, 7 (default: all)")
     verb.add_argument("--markdown", metavar="FILE", help="also write them between this file's <!-- tables --> markers")
     verb.add_argument("--plots", metavar="DIR", help="also draw figures 1 and 5 there (needs matplotlib)")

@@ -16,7 +16,16 @@ MOST_LEFT_OUT = 10  # files left out of a prediction that are named
 
 def add(verbs: Any) -> None:
     """Adds them to the command line."""
-    verb = new_verb(verbs, "predict", _predict, "write annotated pictures and videos, masks, json, csv and xml")
+    verb = new_verb(
+        verbs,
+        "predict",
+        _predict,
+        "write annotated pictures and videos, masks, json, csv and xml",
+        examples="""
+            mnv2det predict runs/photos photo.jpg folder/ --out out/
+            mnv2det predict runs/photos/model.onnx film.mp4 camera:0 --every 2 --formats pictures,json,csv
+            mnv2det predict coco photo.jpg --threshold 0.5""",
+    )
     verb.add_argument("source", metavar="RUN", help="a run folder, a .safetensors file or an exported model")
     verb.add_argument(
         "inputs",
@@ -48,7 +57,15 @@ def add(verbs: Any) -> None:
     add_device(verb)
     add_json(verb)
 
-    verb = new_verb(verbs, "import-weights", _import, "turn published weights into a file of ours")
+    verb = new_verb(
+        verbs,
+        "import-weights",
+        _import,
+        "turn published weights into a file of ours",
+        examples="""
+            mnv2det import-weights frozen_inference_graph.pb -o weights/coco.safetensors --labels coco90
+            mnv2det import-weights mobilenet_v2.tflite -o weights/imagenet.safetensors --images photos/""",
+    )
     verb.add_argument(
         "source",
         metavar="SOURCE",
@@ -63,7 +80,16 @@ def add(verbs: Any) -> None:
     verb.add_argument("--limit", type=int, default=64, metavar="N", help="most images used (default: %(default)s)")
     add_json(verb)
 
-    verb = new_verb(verbs, "export", _export, "write a model as a file of another runtime, and check the file")
+    verb = new_verb(
+        verbs,
+        "export",
+        _export,
+        "write a model as a file of another runtime, and check the file",
+        examples="""
+            mnv2det export runs/photos
+            mnv2det export runs/photos --int8 --accuracy runs/photos -o photos-int8.onnx
+            mnv2det export runs/photos --format openvino""",
+    )
     verb.add_argument("source", metavar="RUN", help="a run folder or a .safetensors file")
     add_overrides(verb)
     verb.add_argument(
@@ -101,7 +127,15 @@ def add(verbs: Any) -> None:
     _add_thresholds(verb)
     add_json(verb)
 
-    verb = new_verb(verbs, "bench", _bench, "time every backend and precision on this machine")
+    verb = new_verb(
+        verbs,
+        "bench",
+        _bench,
+        "time every backend and precision on this machine",
+        examples="""
+            mnv2det bench runs/photos
+            mnv2det bench runs/photos --backends torch,onnxruntime --threads 1 --json times.json""",
+    )
     verb.add_argument("source", metavar="RUN", help="a run folder, a .safetensors file or an exported model")
     add_overrides(verb)
     verb.add_argument("--backends", metavar="LIST", help="as in torch,openvino (default: all that are installed)")

@@ -28,9 +28,17 @@ once. Other exit codes: 0 done, 1 failed (a non-finite loss, a full disk, a dead
 
 def add(verbs: Any) -> None:
     """Adds them to the command line."""
-    verb = new_verb(verbs, "train", _train, "train a model into a run folder, or resume one")
-    verb.epilog = STOPPING
-    verb.formatter_class = argparse.RawDescriptionHelpFormatter
+    verb = new_verb(
+        verbs,
+        "train",
+        _train,
+        "train a model into a run folder, or resume one",
+        examples="""
+            mnv2det train data/photos
+            mnv2det train configs/ssdlite_bccd.yaml data.root=/data train.steps=500 --out runs/cells
+            mnv2det train --resume runs/cells""",
+        codes=STOPPING,
+    )
     verb.add_argument(
         "config",
         nargs="?",
@@ -48,7 +56,16 @@ def add(verbs: Any) -> None:
     add_device(verb)
     add_json(verb)
 
-    verb = new_verb(verbs, "eval", _eval, "measure trained weights, or a file of detections")
+    verb = new_verb(
+        verbs,
+        "eval",
+        _eval,
+        "measure trained weights, or a file of detections",
+        examples="""
+            mnv2det eval runs/photos --json metrics.json
+            mnv2det eval configs/ssdlite_coco.yaml data.root=/data model.weights=coco
+            mnv2det eval --ground-truth instances.json --detections results.json --protocol voc10""",
+    )
     verb.add_argument("source", nargs="?", metavar="CONFIG_OR_RUN", help="a run folder, or a YAML with model.weights")
     add_overrides(verb)
     verb.add_argument("--weights", metavar="FILE", help="measure these weights instead of the run's best")
@@ -61,12 +78,28 @@ def add(verbs: Any) -> None:
     add_device(verb)
     add_json(verb)
 
-    verb = new_verb(verbs, "config", _config, "print a config with its bases and overrides merged")
+    verb = new_verb(
+        verbs,
+        "config",
+        _config,
+        "print a config with its bases and overrides merged",
+        examples="""
+            mnv2det config ssdlite_bccd
+            mnv2det config data/photos train.steps=500 --check""",
+    )
     verb.add_argument("config", help="a YAML, the name of one of configs/, or a folder with one")
     add_overrides(verb)
     verb.add_argument("--check", action="store_true", help="also check every component's arguments (loads torch)")
 
-    verb = new_verb(verbs, "grid", _grid, "picture of predictions beside ground truth on a run's validation set")
+    verb = new_verb(
+        verbs,
+        "grid",
+        _grid,
+        "picture of predictions beside ground truth on a run's validation set",
+        examples="""
+            mnv2det grid runs/photos
+            mnv2det grid runs/photos --count 30 --threshold 0.2 --out grid.png""",
+    )
     verb.add_argument("source", metavar="RUN", help="a run folder")
     add_overrides(verb)
     verb.add_argument("--out", metavar="FILE", help="the picture (default: RUN/predictions.png)")

@@ -7,25 +7,26 @@ from typing import Any
 
 from mnv2det.cli.common import add_json, new_verb, write_json_file
 
-EXAMPLES = """examples:
-  mnv2det weights list
-  mnv2det weights get coco
-  mnv2det predict coco photo.jpg
-  mnv2det data import photos/ -o data/photos --weights coco
-
-exit codes: 0 done, 2 your mistake or no network (one line says where to put the file by hand)"""
+EXAMPLES = """
+mnv2det weights list
+mnv2det weights get coco
+mnv2det predict coco photo.jpg
+mnv2det data import photos/ -o data/photos --weights coco"""
+CODES = "exit codes: 0 done, 2 your mistake or no network (one line says where to put the file by hand)"
 
 
 def add(verbs: Any) -> None:
     """Adds it to the command line."""
-    verb = new_verb(verbs, "weights", _list, "released weights that are known by a name")
-    verb.formatter_class, verb.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
+    verb = new_verb(verbs, "weights", None, "released weights that are known by a name", examples=EXAMPLES, codes=CODES)
     actions = verb.add_subparsers(metavar="ACTION", required=True)
-    add_json(new_verb(actions, "list", _list, "list them with their licences, and say which are on this machine"))
-    get = new_verb(actions, "get", _get, "download and convert weights, once")
+    about = "list them with their licences, and say which are on this machine"
+    add_json(new_verb(actions, "list", _list, about, examples="mnv2det weights list"))
+    about = "download and convert weights, once"
+    get = new_verb(actions, "get", _get, about, examples="mnv2det weights get coco", codes=CODES)
     get.add_argument("name", metavar="NAME", help="one of those that list shows")
     add_json(get)
-    where = new_verb(actions, "where", _where, "print where fetched weights are kept, or the file of one")
+    about = "print where fetched weights are kept, or the file of one"
+    where = new_verb(actions, "where", _where, about, examples="mnv2det weights where coco")
     where.add_argument("name", nargs="?", metavar="NAME", help="one of those that were fetched")
 
 
