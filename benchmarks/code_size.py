@@ -1,4 +1,4 @@
-"""Counts files and lines of code by room: python benchmarks/code_size.py [FOLDER].
+"""Counts files and lines of code by room, which is a folder: python benchmarks/code_size.py [FOLDER].
 
 A line of code is one that holds a token which is neither a comment nor part of a docstring; blank lines do not count.
 Names a second folder, such as another checkout's mnv2det/, to see both side by side.
@@ -48,7 +48,7 @@ def measure(folder: Path) -> dict[str, list[tuple[int, str]]]:
     rooms: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for path in sorted(folder.rglob("*.py")):
         below = path.relative_to(folder)
-        room = below.parts[0] + "/" if len(below.parts) > 1 else "(top level)"
+        room = f"{below.parent.as_posix()}/" if len(below.parts) > 1 else "(top level)"
         rooms[room].append((code_lines(path.read_text("utf-8")), below.as_posix()))
     return rooms
 

@@ -59,29 +59,6 @@ def add(verbs: Any) -> None:
 
     verb = new_verb(
         verbs,
-        "import-weights",
-        _import,
-        "turn published weights into a file of ours",
-        examples="""
-            mnv2det import-weights frozen_inference_graph.pb -o weights/coco.safetensors --labels coco90
-            mnv2det import-weights mobilenet_v2.tflite -o weights/imagenet.safetensors --images photos/""",
-    )
-    verb.add_argument(
-        "source",
-        metavar="SOURCE",
-        help="a .tflite, .pth or .param (ncnn) file, imagenet, or TensorFlow's: a .pb, checkpoint, model.json or their"
-        " folder",
-    )
-    verb.add_argument("-o", "--output", required=True, metavar="FILE", help="the .safetensors file to write")
-    verb.add_argument("--labels", metavar="FILE", help="class names: a text file, a label map (.pbtxt), coco90 or voc")
-    verb.add_argument(
-        "--images", metavar="DIR", help="real photographs to re-estimate folded batch norm on, to make it trainable"
-    )
-    verb.add_argument("--limit", type=int, default=64, metavar="N", help="most images used (default: %(default)s)")
-    add_json(verb)
-
-    verb = new_verb(
-        verbs,
         "export",
         _export,
         "write a model as a file of another runtime, and check the file",
@@ -207,19 +184,6 @@ def _predict(given: argparse.Namespace) -> int:
         print("mnv2det: interrupted; what was done is written", file=sys.stderr)
         return 130
     return 1 if summary["failed"] else 0
-
-
-def _import(given: argparse.Namespace) -> int:
-    if given.limit < 1:
-        raise ConfigError("--limit must be at least 1")
-    from mnv2det.commands.import_weights import import_weights
-
-    summary = import_weights(given.source, given.output, labels=given.labels, images=given.images, limit=given.limit)
-    for key, value in summary.items():
-        if value not in ("", None):
-            print(f"{key}: {value}")
-    write_json_file(given, summary)
-    return 0
 
 
 def _export(given: argparse.Namespace) -> int:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mnv2det.data.formats.coco import CocoJson, load_json
+from mnv2det.data.formats.coco import CocoJson
+from mnv2det.data.formats.coco_values import load_json
 from mnv2det.data.formats.problems import shown
 from mnv2det.errors import DataError
 from mnv2det.io import to_json

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mnv2det.data.formats.base import Format
-from mnv2det.data.formats.coco import SIDES
+from mnv2det.data.formats.coco_values import SIDES
 from mnv2det.data.formats.problems import shown
 from mnv2det.data.formats.records import Box, Records
 from mnv2det.data.masks import whole

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mnv2det.data.formats.coco import real
+from mnv2det.data.formats.coco_values import real
 from mnv2det.data.formats.problems import shown
 from mnv2det.data.images import DAMAGED
 from mnv2det.data.masks import encode

@@ -4,47 +4,48 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import msgspec
 import numpy as np
 from filelock import FileLock
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mnv2det.config import BadData
 from mnv2det.data.classes import class_list, mask_list
 from mnv2det.data.formats.base import Format, RecordsDataset
 from mnv2det.data.formats.cleaning import Cleaning, copy_pictures, copy_place
-from mnv2det.data.formats.coco_quick import QuickJson, read_quickly
+from mnv2det.data.formats.coco_quick import read_quickly
+from mnv2det.data.formats.coco_values import (
+    LARGEST_NUMBER,
+    SIDES,
+    WATCHED_MASKS,
+    EntryError,
+    Id,
+    as_whole,
+    encode_all,
+    encode_outline,
+    file_below,
+    load_json,
+    read_content,
+    read_id,
+    real,
+)
 from mnv2det.data.formats.index import LEAST, indices, key_of, load, save
 from mnv2det.data.formats.problems import shown
 from mnv2det.data.formats.records import Box, Boxes, Picture, Records
 from mnv2det.data.images import inside
-from mnv2det.data.masks import VOC_NAMES, bounds, encode, whole
+from mnv2det.data.masks import VOC_NAMES, bounds, whole
 from mnv2det.errors import ConfigError, DataError, near
 from mnv2det.io import is_watched
 from mnv2det.ranges import NonNegativeInt
 from mnv2det.registry import DATASETS
 from mnv2det.structures import VOC_MASK_CLASSES
 
-Id = int | str
-SIDES = range(1, 10**6)  # pixels that an image may be wide or high
-LARGEST_NUMBER = 1e9  # that a coordinate or an area may have
-WATCHED_MASKS = 20_000  # from so many on, reading them shows how far it is
 UNSIZED = (1, 1)  # stands for the size of an image that states none
-
-
-class _EntryError(Exception):
-    """What is wrong with an entry of the json: its kind and, if it is known, the image it belongs to."""
-
-    def __init__(self, kind: str, what: str, *, index: int = -1) -> None:
-        super().__init__(what)
-        self.kind, self.index = kind, index
+UNSIZED = (1, 1)  # stands for the size of an image that states none
 
 
 class _Annotation(NamedTuple):
@@ -90,13 +91,16 @@ class CocoJson(Format):
 
     def read(self) -> Records:
         """See `Format.read`; boxes are corners, ``stated`` is the json's ``[x, y, w, h]``."""
-        return self._judge(self._read_quickly(_content(self.path)) or self._read_slowly())
+        return self._judge(self._read_quickly(read_content(self.path)) or self._read_slowly())
 
     def dataset(self, bad_data: BadData = BadData.stop) -> RecordsDataset:
         """See `Format.dataset`; what was read of a large json is kept on disk."""
         if self.images is None or not self.path.is_file() or self.path.stat().st_size < LEAST:
             return super().dataset(bad_data)
-        content, names = _content(self.path), ("names", "masks", "mask_names", "least_pixels", "crowds", "ignored_by")
+        content, names = (
+            read_content(self.path),
+            ("names", "masks", "mask_names", "least_pixels", "crowds", "ignored_by"),
+        )
         folder = indices() / key_of(content, {name: getattr(self, name) for name in names})
         if (index := load(folder)) is not None:
             return RecordsDataset.from_index(index, self.images)
@@ -175,7 +179,7 @@ class CocoJson(Format):
             self._read_mask_classes(records)
             painted = dict(zip(records.classes["labels"], records.mask_ids or [], strict=False))
             try:
-                runs, pixels = _encode_all(quick, [bool(painted.get(name)) for name in names])
+                runs, pixels = encode_all(quick, [bool(painted.get(name)) for name in names])
             except DataError:
                 return None
         first = np.unique(quick.category, return_index=True)
@@ -206,22 +210,22 @@ class CocoJson(Format):
             report = partial(self._report, records, f"images[{position}]")
             try:
                 identifier = self._new_id(entry, indices, "annotation_broken", "image_twice")
-            except _EntryError as error:
+            except EntryError as error:
                 report(error, image=entry["id"] if error.kind == "image_twice" else None)
                 continue
             index = indices[identifier] = len(records.pictures)
-            size = (_as_whole(entry.get("height")), _as_whole(entry.get("width")))
+            size = (as_whole(entry.get("height")), as_whole(entry.get("width")))
             sized = all(whole(side) and side in SIDES for side in size)
             records.pictures.append(Picture(identifier, "", size if sized else None, entry=position))
             if self.images is None:
                 continue
             if not sized:
                 what = f"height {shown(size[0], 20)}, width {shown(size[1], 20)}: expected whole numbers of pixels"
-                report(_EntryError("image_size", what, index=index))
+                report(EntryError("image_size", what, index=index))
             try:
                 file = self._file(entry.get("file_name"))
                 records.pictures[index] = records.pictures[index]._replace(file=file)
-            except _EntryError as error:
+            except EntryError as error:
                 report(error, index=index)
         return indices
 
@@ -229,11 +233,11 @@ class CocoJson(Format):
         """A picture's path below the folder of images."""
         assert self.images is not None
         if not isinstance(name, str):
-            raise _EntryError("annotation_broken", f"file_name {shown(name)}: expected a string")
+            raise EntryError("annotation_broken", f"file_name {shown(name)}: expected a string")
         try:
             return file_below(self.images, name)
         except DataError as error:
-            raise _EntryError("path_outside", str(error)) from None
+            raise EntryError("path_outside", str(error)) from None
 
     def _read_categories(self, records: Records, entries: list[Any]) -> dict[Id, str]:
         """Sets the class list; gives the name of each id."""
@@ -242,9 +246,9 @@ class CocoJson(Format):
             try:
                 identifier = self._new_id(entry, names, "class_broken", "class_broken")
                 if not isinstance(entry.get("name"), str):
-                    raise _EntryError("class_broken", f"name {shown(entry.get('name'))}: expected a string")
+                    raise EntryError("class_broken", f"name {shown(entry.get('name'))}: expected a string")
                 names[identifier] = entry["name"]
-            except _EntryError as error:
+            except EntryError as error:
                 self._report(records, f"categories[{position}]", error, fatal=True)
         ids = sorted(names, key=lambda identifier: (isinstance(identifier, str), identifier))
         listed = [names[identifier] for identifier in ids]
@@ -282,31 +286,31 @@ class CocoJson(Format):
         quiet = not self.masks or len(entries) < WATCHED_MASKS or not is_watched()
         for position, entry in enumerate(tqdm(entries, desc="reading COCO masks", disable=quiet, leave=False)):
             try:
-                identifier: Id = _id(entry, "id", "")
-            except _EntryError:
+                identifier: Id = read_id(entry, "id", "")
+            except EntryError:
                 identifier = f"[{position}]"
             report = partial(
                 self._report, records, f"annotation {identifier}", annotation=identifier, position=position
             )
             try:
                 annotation = self._annotation(records, entry, images, categories)
-            except _EntryError as error:
+            except EntryError as error:
                 report(error)
                 continue
             index, name = annotation.picture, categories[annotation.category]
             size, runs, pixels = records.pictures[index].size, b"", 0
             if painted.get(name) and size is not None:
                 try:
-                    runs, pixels = _encode(entry.get("segmentation"), size)
+                    runs, pixels = encode_outline(entry.get("segmentation"), size)
                 except DataError as error:
                     # the box itself may be good
-                    report(_EntryError("segmentation_broken", str(error), index=index))
+                    report(EntryError("segmentation_broken", str(error), index=index))
             x, y, width, height = stated = annotation.box
             corners = (x, y, x + width, y + height)
             ignore, area = annotation.ignore, annotation.area
             records.add_box(Box(index, name, corners, stated, ignore, area, identifier, position, runs, pixels))
 
-    def _report(self, records: Records, place: str, error: _EntryError, *, index: int = -1, **other: Any) -> None:
+    def _report(self, records: Records, place: str, error: EntryError, *, index: int = -1, **other: Any) -> None:
         index = max(index, error.index)
         value = str(error) if index >= 0 or "position" in other else f"{place}: {error}"
         records.add_problem(error.kind, self.path, str(error), place=place, value=value, index=index, **other)
@@ -316,7 +320,7 @@ class CocoJson(Format):
     ) -> _Annotation:
         """Checks an entry of ``annotations``, apart from its segmentation."""
         if not isinstance(entry, dict):
-            raise _EntryError("annotation_broken", f"expected keys, got {shown(entry, 40)}")
+            raise EntryError("annotation_broken", f"expected keys, got {shown(entry, 40)}")
         image = self._known(entry, "image_id", images, "is not in images", "annotation_orphan", -1)
         index = images[image]
         category = self._known(entry, "category_id", categories, "has no name in categories", "class_unknown", index)
@@ -325,35 +329,35 @@ class CocoJson(Format):
             if box in (None, []) and entry.get("segmentation"):
                 box = bounds(entry["segmentation"], records.pictures[index].size or UNSIZED)
         except DataError as error:
-            raise _EntryError("box_malformed", str(error), index=index) from None
+            raise EntryError("box_malformed", str(error), index=index) from None
         if not isinstance(box, list) or len(box) != 4 or not all(real(value) for value in box):
             what = f"bbox: expected [x, y, width, height], got {shown(box)}"
-            raise _EntryError("box_malformed", what, index=index)
+            raise EntryError("box_malformed", what, index=index)
         area = box[2] * box[3] if entry.get("area") is None else entry["area"]
         if not real(area):
-            raise _EntryError("annotation_broken", f"area: expected a number, got {shown(area, 40)}", index=index)
+            raise EntryError("annotation_broken", f"area: expected a number, got {shown(area, 40)}", index=index)
         for key in self.ignored_by:
             if entry.get(key) not in (None, 0, 1):
                 what = f"{key}: expected 0 or 1, got {repr(entry[key])[:40]}"
-                raise _EntryError("annotation_broken", what, index=index)
+                raise EntryError("annotation_broken", what, index=index)
         ignore = self.crowds == "ignore" and any(entry.get(key) for key in self.ignored_by)
         return _Annotation(index, category, [float(value) for value in box], float(area), ignore)
 
     def _new_id(self, entry: Any, known: Mapping[Id, Any], kind: str, kind_of_second: str) -> Id:
         """An id that no earlier entry has."""
-        identifier = _id(entry, "id", kind)
+        identifier = read_id(entry, "id", kind)
         if identifier in known:
-            raise _EntryError(kind_of_second, f"the id {identifier!r} occurs twice")
+            raise EntryError(kind_of_second, f"the id {identifier!r} occurs twice")
         return identifier
 
     def _known(self, entry: Any, key: str, known: Mapping[Id, Any], lacking: str, kind: str, index: int) -> Id:
         try:
-            value = _id(entry, key, kind)
+            value = read_id(entry, key, kind)
             if value in known:
                 return value
-        except _EntryError:
+        except EntryError:
             pass
-        raise _EntryError(kind, f"{key} {shown(repr(entry.get(key)), 30)} {lacking}", index=index)
+        raise EntryError(kind, f"{key} {shown(repr(entry.get(key)), 30)} {lacking}", index=index)
 
     def _select_large(self, records: Records) -> None:
         """Leaves out pictures with too few pixels to learn from."""
@@ -440,96 +444,3 @@ class COCO(CocoJson):
             least_pixels=least_pixels,
             crowds=crowds,
         )
-
-
-def load_json(path: Path) -> dict[str, list[Any]]:
-    """A COCO-style json; its three lists are there, what they hold is not looked at.
-
-    Raises:
-        DataError: The file is missing, no json, or lacks one of the lists.
-    """
-    try:
-        data = json.loads(_content(path))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not a json file ({str(error)[:120] or type(error).__name__})") from None
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(data, dict) or not isinstance(data.get(key), list):
-            raise DataError(f"{path}: no list '{key}' at the top; expected COCO's images, annotations and categories")
-    return data
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the annotations ({error.strerror})") from None
-
-
-def file_below(images: Path, name: str) -> str:
-    """The path below a folder of images that a ``file_name`` states.
-
-    Backslashes are Windows' separators, unless a file has that very name. A path may leave the folder and come back,
-    as ``../train/1.jpg`` does in ``train``.
-
-    Raises:
-        DataError: The path is absolute or leaves the folder.
-    """
-    if name and not name.startswith("/") and "\\" not in name and ".." not in name and "\0" not in name:
-        return os.path.normpath(name)
-    file = os.path.normpath(name.replace("\\", "/") if "\\" in name and not os.path.isfile(images / name) else name)
-    if file.startswith(os.pardir):
-        file = os.path.relpath(images / file, images)
-    try:
-        inside(images, file, where="")
-    except DataError:
-        raise DataError(f"path {name!r} leaves the data folder {images}") from None
-    return file
-
-
-def _encode_all(quick: QuickJson, painted: Sequence[bool]) -> tuple[list[bytes], NDArray[np.int64]]:
-    """Run lengths of all segmentations, and their pixels.
-
-    Args:
-        quick: With outlines.
-        painted: Whether a category is one of the masks' classes.
-
-    Raises:
-        DataError: A segmentation is none.
-    """
-    runs, pixels = [b""] * len(quick.boxes), np.zeros(len(quick.boxes), np.int64)
-    rows = np.flatnonzero(np.array(painted)[quick.category])
-    sizes = [(height, width) for height, width in quick.sizes.tolist()]
-    quiet = len(rows) < WATCHED_MASKS or not is_watched()
-    for row in tqdm(rows.tolist(), desc="reading COCO masks", disable=quiet, leave=False):
-        outline = quick.outlines[row]
-        if not isinstance(outline, msgspec.Raw):
-            raise DataError("no segmentation, but masks are wanted")
-        runs[row], pixels[row] = _encode(msgspec.json.decode(outline), sizes[quick.image[row]])
-    return runs, pixels
-
-
-def _id(entry: Any, key: str, kind: str) -> Id:
-    """An id of an image, a category or an annotation: a string or a whole number, which may be written as a float."""
-    if not isinstance(entry, dict):
-        raise _EntryError(kind, f"expected keys, got {shown(entry, 40)}")
-    value = _as_whole(entry.get(key))
-    if whole(value) or isinstance(value, str):
-        return value
-    raise _EntryError(kind, f"{key} {shown(value, 30)}: expected a whole number or a string")
-
-
-def _as_whole(value: Any) -> Any:
-    """The same value, a whole float (as pandas writes numbers) as an int."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def real(value: Any) -> bool:
-    """Whether a value from a json is a number that a coordinate may be."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST_NUMBER
-
-
-def _encode(segmentation: Any, size: tuple[int, int]) -> tuple[bytes, int]:
-    """`encode`, which also names a segmentation that is not there."""
-    if not segmentation:
-        raise DataError("no segmentation, but masks are wanted")
-    return encode(segmentation, size)
