@@ -28,8 +28,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mnv2det.models  # noqa: F401 - registers
-from mnv2det.export.graph import fold
-from mnv2det.export.program import ExportMetadata
+from mnv2det.graphs.graph import fold
+from mnv2det.graphs.program import ExportMetadata
 from mnv2det.models.build import assemble
 from mnv2det.models.model import Model
 from mnv2det.runtime.base import write

@@ -36,7 +36,7 @@ from mnv2det import Predictor
 from mnv2det.commands.export import CALIBRATION, read_some
 from mnv2det.data.fit import fit
 from mnv2det.data.images import list_images, read_image
-from mnv2det.export.program import ExportMetadata, ExportProgram
+from mnv2det.graphs.program import ExportMetadata, ExportProgram
 from mnv2det.models.build import from_file, weights_of
 from mnv2det.models.depthwise import has_bf16_kernels
 from mnv2det.runtime.base import writer

@@ -23,7 +23,7 @@ from mnv2det.commands.export import (
 )
 from mnv2det.commands.measure import PRECISIONS, WARM_UP, Row, Settings, ask, child_process
 from mnv2det.errors import ConfigError, near
-from mnv2det.export.program import ExportMetadata, ExportProgram
+from mnv2det.graphs.program import ExportMetadata, ExportProgram
 from mnv2det.io import cores, is_watched
 from mnv2det.models.build import from_file, weights_of
 from mnv2det.models.depthwise import has_bf16_kernels

@@ -20,7 +20,7 @@ from mnv2det.config import load_config
 from mnv2det.data.images import list_images, read_image
 from mnv2det.engine.build import build_dataset
 from mnv2det.errors import ConfigError, DataError, Mnv2detError, WeightsError
-from mnv2det.export.program import ExportMetadata, ExportProgram, Form
+from mnv2det.graphs.program import ExportMetadata, ExportProgram, Form
 from mnv2det.io import RunFolder, config_file, evenly_spread, is_watched
 from mnv2det.models.build import from_file, weights_of
 from mnv2det.runtime.base import runtimes, writer
@@ -56,7 +56,7 @@ def export(
         source: A run folder or a weight file.
         output: The file to write; its suffix selects the runtime: ``.onnx``, ``.xml`` (OpenVINO, with a ``.bin``
             beside it), ``.pt2`` (torch.export) or that of a runtime of your own.
-        form: As `mnv2det.export.program.ExportMetadata` has it.
+        form: As `mnv2det.graphs.program.ExportMetadata` has it.
         int8: Whether to quantise after training.
         calibrate: Folder of pictures such as the model will see, not those it is measured on; None
             takes the run's training set.

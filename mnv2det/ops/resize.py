@@ -11,7 +11,7 @@ from mnv2det.ops.geometry import WEIGHT_ONE
 def resize_corners(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Resizes so that upper left corners of pixels lie over one another, to whole numbers.
 
-    `mnv2det.export.ops.fit` computes the same in a graph.
+    `mnv2det.graphs.ops.fit` computes the same in a graph.
 
     Args:
         image: uint8 (h, w, 3).

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mnv2det.errors import ConfigError, near
-from mnv2det.export.program import ExportMetadata, ExportProgram
+from mnv2det.graphs.program import ExportMetadata, ExportProgram
 from mnv2det.io import import_optional
 from mnv2det.models.depthwise import has_bf16_kernels
 from mnv2det.models.head import Head

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from mnv2det.errors import WeightsError
-from mnv2det.export.program import INPUT, ExportMetadata, ExportProgram
+from mnv2det.graphs.program import INPUT, ExportMetadata, ExportProgram
 from mnv2det.io import cores
 from mnv2det.registry import RUNTIMES
 from mnv2det.runtime.base import Options, Outputs, Runtime, Session, one_line

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from mnv2det.errors import WeightsError
-from mnv2det.export.program import INPUT, ExportMetadata, ExportProgram
+from mnv2det.graphs.program import INPUT, ExportMetadata, ExportProgram
 from mnv2det.io import cores, import_optional
 from mnv2det.models.head import Head
 from mnv2det.registry import RUNTIMES

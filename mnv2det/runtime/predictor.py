@@ -15,7 +15,7 @@ from torch import Tensor
 from mnv2det.data.fit import fit
 from mnv2det.data.images import decode_image, read_image
 from mnv2det.errors import ConfigError, DataError, WeightsError
-from mnv2det.export.program import ExportMetadata, ExportProgram
+from mnv2det.graphs.program import ExportMetadata, ExportProgram
 from mnv2det.models.build import assemble, from_file, weights_of
 from mnv2det.models.head import Dense, Head
 from mnv2det.models.model import pick_device

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mnv2det.errors import ConfigError, WeightsError
-from mnv2det.export.graph import Raw
-from mnv2det.export.program import ExportMetadata, ExportProgram, quiet_exporters
+from mnv2det.graphs.graph import Raw
+from mnv2det.graphs.program import ExportMetadata, ExportProgram, quiet_exporters
 from mnv2det.registry import RUNTIMES
 from mnv2det.runtime.base import Options, Outputs, Runtime, Session, one_line
 from mnv2det.runtime.strips.backbone import memory_efficient

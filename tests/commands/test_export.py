@@ -17,8 +17,8 @@ from mnv2det.cli import main
 from mnv2det.commands.compare import Differences, compare, unmatched
 from mnv2det.commands.export import export
 from mnv2det.errors import ConfigError, DataError, WeightsError
-from mnv2det.export.int8 import kept_exact
-from mnv2det.export.program import ExportMetadata, ExportProgram
+from mnv2det.graphs.int8 import kept_exact
+from mnv2det.graphs.program import ExportMetadata, ExportProgram
 from mnv2det.models.build import from_file
 from mnv2det.models.weight_file import read_weights, save_weights
 from mnv2det.runtime.base import write

@@ -10,7 +10,7 @@ import pytest
 from mnv2det.commands.compare import compare
 from mnv2det.commands.import_weights import import_weights
 from mnv2det.data.images import list_images, read_image
-from mnv2det.export.program import ExportMetadata, Form
+from mnv2det.graphs.program import ExportMetadata, Form
 from mnv2det.models.build import from_file
 from mnv2det.runtime.base import write
 from mnv2det.runtime.predictor import Predictor

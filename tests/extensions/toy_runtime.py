@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from mnv2det.errors import ConfigError, WeightsError
-from mnv2det.export.program import ExportMetadata, ExportProgram
+from mnv2det.graphs.program import ExportMetadata, ExportProgram
 from mnv2det.registry import RUNTIMES
 from mnv2det.runtime.base import Options, Outputs, Runtime, Session
 from mnv2det.structures import Frame

@@ -8,7 +8,7 @@ import torch
 from small_models import picture, weights
 from torch.testing import assert_close
 
-from mnv2det.export.program import ExportMetadata
+from mnv2det.graphs.program import ExportMetadata
 from mnv2det.models.build import from_file
 from mnv2det.models.classifier import Classifier
 from mnv2det.models.ssdlite import SSDLite

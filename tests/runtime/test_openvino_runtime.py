@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from small_models import weights
 
-from mnv2det.export.program import ExportMetadata
+from mnv2det.graphs.program import ExportMetadata
 from mnv2det.models.build import from_file
 from mnv2det.runtime.base import write
 

@@ -12,7 +12,7 @@ import mnv2det
 import mnv2det.models
 from mnv2det.data.images import read_image
 from mnv2det.errors import ConfigError, DataError, WeightsError
-from mnv2det.export.program import ExportMetadata
+from mnv2det.graphs.program import ExportMetadata
 from mnv2det.models.build import assemble, from_file
 from mnv2det.models.weight_file import save_weights
 from mnv2det.runtime.base import write

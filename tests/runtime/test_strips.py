@@ -20,9 +20,9 @@ from torch import Tensor
 
 import mnv2det.models  # noqa: F401 - registers
 from mnv2det.errors import ConfigError
-from mnv2det.export.graph import Raw
-from mnv2det.export.program import ExportMetadata
-from mnv2det.export.split import split_channels
+from mnv2det.graphs.graph import Raw
+from mnv2det.graphs.program import ExportMetadata
+from mnv2det.graphs.split import split_channels
 from mnv2det.models.build import assemble, from_file
 from mnv2det.models.mobilenet_v2 import MobileNetV2
 from mnv2det.models.model import Model

@@ -10,8 +10,8 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from mnv2det.errors import ConfigError
-from mnv2det.export.graph import Folded, Raw, fold
-from mnv2det.export.split import check_bottlenecks
+from mnv2det.graphs.graph import Folded, Raw, fold
+from mnv2det.graphs.split import check_bottlenecks
 from mnv2det.models.backbone import Backbone, read_taps, split_tap
 from mnv2det.models.layers import InvertedResidual, subsample
 from mnv2det.models.mobilenet_v2 import MobileNetV2

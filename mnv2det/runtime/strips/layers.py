@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mnv2det.export.graph import Folded
-from mnv2det.export.split import LANES, part_of
+from mnv2det.graphs.graph import Folded
+from mnv2det.graphs.split import LANES, part_of
 from mnv2det.models.depthwise import has_bf16_kernels
 from mnv2det.models.layers import InvertedResidual
 from mnv2det.runtime.strips.rows import BottleneckShape, Rows, Window, needs_copy

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from mnv2det.export.split import LANES, part_of
+from mnv2det.graphs.split import LANES, part_of
 from mnv2det.runtime.strips.rows import BottleneckShape, Rows, Size, Window, needs_copy
 
 CALL_COST = 2.5e6  # multiply-adds that a core does in the time it takes to start the operations of a part

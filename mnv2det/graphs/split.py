@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mnv2det.errors import ConfigError
-from mnv2det.export.graph import Folded
+from mnv2det.graphs.graph import Folded
 from mnv2det.models.backbone import split_tap
 from mnv2det.models.layers import InvertedResidual
 from mnv2det.models.mobilenet_v2 import MobileNetV2

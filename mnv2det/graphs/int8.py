@@ -29,7 +29,7 @@ def to_int8(proto: Any, inputs: Iterable[NDArray[np.uint8]]) -> Any:
     results (docs/results.md). What follows them stays in float32.
 
     Args:
-        proto: An ``onnx.ModelProto`` as `mnv2det.export.program.ExportProgram.onnx` makes it; it is not changed.
+        proto: An ``onnx.ModelProto`` as `mnv2det.graphs.program.ExportProgram.onnx` makes it; it is not changed.
         inputs: What it is calibrated on, uint8 (1, H, W, 3) each; of the input's size if the form is raw.
 
     Returns:

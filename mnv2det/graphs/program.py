@@ -21,10 +21,10 @@ from torch.fx import GraphModule
 
 from mnv2det.data.fit import fit
 from mnv2det.errors import WeightsError
-from mnv2det.export.graph import Complete, Raw
-from mnv2det.export.int8 import to_int8
-from mnv2det.export.ops import onnx_translations, suppress_in_onnx
-from mnv2det.export.split import split_channels
+from mnv2det.graphs.graph import Complete, Raw
+from mnv2det.graphs.int8 import to_int8
+from mnv2det.graphs.ops import onnx_translations, suppress_in_onnx
+from mnv2det.graphs.split import split_channels
 from mnv2det.io import import_optional
 from mnv2det.models.head import Dense
 from mnv2det.models.model import Model

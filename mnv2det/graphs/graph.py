@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mnv2det.errors import ConfigError
-from mnv2det.export.ops import fit
+from mnv2det.graphs.ops import fit
 from mnv2det.models.head import Head
 from mnv2det.models.layers import ConvNorm
 from mnv2det.models.model import Model
