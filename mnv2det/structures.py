@@ -136,7 +136,7 @@ class Segmentation:
     mask: Tensor
 
 
-Result = Detections | Segmentation | Scores
+TaskResult = Detections | Segmentation | Scores  # what one head says of one picture
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from mnv2det.ops.geometry import GraphFrame
 from mnv2det.ops.nms import suppress_greedily
 from mnv2det.ranges import convert, limits_of, numbers_in
 from mnv2det.registry import Registry
-from mnv2det.structures import Detections, Frame, Result, Sample, Scores, Segmentation, Target
+from mnv2det.structures import Detections, Frame, Sample, Scores, Segmentation, Target, TaskResult
 
 INPUT = (64, 96)  # (H, W) of the pictures that backbones and heads are tried with
 
@@ -137,7 +137,7 @@ def _assert_results(head: Head, features: Mapping[str, torch.Tensor], classes: i
         _assert_same(small.result_from_export(outputs, index), results[index])
 
 
-def _assert_same(exported: Result, decoded: Result) -> None:
+def _assert_same(exported: TaskResult, decoded: TaskResult) -> None:
     """Compares what does not depend on the order in which nearly equal scores are taken."""
     assert type(exported) is type(decoded)
     if isinstance(exported, Segmentation) and isinstance(decoded, Segmentation):

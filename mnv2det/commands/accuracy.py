@@ -12,7 +12,7 @@ from mnv2det.errors import DataError
 from mnv2det.evaluation.run import evaluate
 from mnv2det.io import config_file
 from mnv2det.runtime.predictor import Predictor
-from mnv2det.structures import Batch, Result
+from mnv2det.structures import Batch, TaskResult
 
 
 class LabelledSet:
@@ -34,7 +34,9 @@ class LabelledSet:
         self.data = build_validation_set(self.config, predictor.heads, predictor.classes, "the model")
         self.evaluators = build_evaluators(self.config, predictor.classes)
 
-    def measure(self, predictor: Callable[..., Mapping[str, Result]], *, about: str = "measuring") -> dict[str, float]:
+    def measure(
+        self, predictor: Callable[..., Mapping[str, TaskResult]], *, about: str = "measuring"
+    ) -> dict[str, float]:
         """Measures a predictor on all pictures, with the config's scales and mirror images (``test``).
 
         Args:
@@ -50,7 +52,7 @@ class LabelledSet:
         """
         data, test = self.config.data, self.config.test
 
-        def predict(batch: Batch) -> dict[str, list[Result]]:
+        def predict(batch: Batch) -> dict[str, list[TaskResult]]:
             picture = batch.images[0].permute(1, 2, 0).numpy()
             results = predictor(picture, scales=tuple(test.scales), flip=test.flip)
             return {task: [result] for task, result in results.items()}

@@ -13,7 +13,7 @@ from torch import Tensor
 from mnv2det.errors import DataError
 from mnv2det.ops.boxes import area, intersection
 from mnv2det.runtime.predictor import Predictor
-from mnv2det.structures import Detections, Result, Scores, Segmentation
+from mnv2det.structures import Detections, Scores, Segmentation, TaskResult
 
 SAME_BOX = 0.99  # IoU
 SAME_CORNERS = 0.01  # pixels
@@ -101,7 +101,7 @@ def unmatched(boxes: Detections, others: Detections, *, full: int, near: float) 
     return least, needed
 
 
-def _note(differences: Differences, task: str, expected: Result, result: Result, *, full: int) -> None:
+def _note(differences: Differences, task: str, expected: TaskResult, result: TaskResult, *, full: int) -> None:
     """Adds one task's differences on one picture."""
     if isinstance(expected, Detections) and isinstance(result, Detections):
         # both ways, so that a box too many is noticed

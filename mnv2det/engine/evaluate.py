@@ -11,7 +11,7 @@ from mnv2det.engine.dist import Processes
 from mnv2det.evaluation.evaluator import Evaluator
 from mnv2det.evaluation.run import evaluate
 from mnv2det.models.model import Model
-from mnv2det.structures import Batch, Result
+from mnv2det.structures import Batch, TaskResult
 
 
 def evaluate_model(
@@ -40,7 +40,7 @@ def evaluate_model(
         world=group.world,
     )
 
-    def predict(batch: Batch) -> dict[str, list[Result]]:
+    def predict(batch: Batch) -> dict[str, list[TaskResult]]:
         images = batch.images.to(group.device, non_blocking=True)
         return model.predict(images, batch.frames, scales=config.test.scales, flip=config.test.flip)
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mnv2det.errors import TrainingError
 from mnv2det.evaluation.evaluator import Evaluator, Truth
-from mnv2det.structures import Detections, Result
+from mnv2det.structures import Detections, TaskResult
 
 
 class Record(NamedTuple):
@@ -74,7 +74,7 @@ class BoxEvaluator(Evaluator):
 
     records: dict[int | str, Record]
 
-    def update(self, image_id: int | str, result: Result, truth: Truth) -> None:
+    def update(self, image_id: int | str, result: TaskResult, truth: Truth) -> None:
         """Records one image; one whose boxes are not annotated is left out.
 
         Raises:

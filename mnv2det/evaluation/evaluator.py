@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mnv2det.errors import ConfigError, DataError, near
-from mnv2det.structures import Result
+from mnv2det.structures import TaskResult
 
 R = TypeVar("R")
 Truth = Mapping[str, NDArray[Any]]
@@ -35,7 +35,7 @@ class Evaluator(ABC):
         self.records: dict[int | str, Any] = {}
 
     @abstractmethod
-    def update(self, image_id: int | str, result: Result, truth: Truth) -> None:
+    def update(self, image_id: int | str, result: TaskResult, truth: Truth) -> None:
         """Records one image.
 
         Args:
@@ -52,7 +52,7 @@ class Evaluator(ABC):
         """What stands beside the metrics in a JSON file, as plain data (a confusion matrix, say); empty by default."""
         return {}
 
-    def expect(self, result: Result, kind: type[R], name: str) -> R:
+    def expect(self, result: TaskResult, kind: type[R], name: str) -> R:
         """Returns the result if it is of the kind that this evaluator measures.
 
         Raises:

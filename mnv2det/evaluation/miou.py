@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mnv2det.errors import ConfigError, DataError
 from mnv2det.evaluation.evaluator import Evaluator, Truth, mean_of_defined
 from mnv2det.registry import EVALUATORS
-from mnv2det.structures import IGNORE, Result, Segmentation
+from mnv2det.structures import IGNORE, Segmentation, TaskResult
 
 VALUES = 256  # of a mask's pixel
 
@@ -50,7 +50,7 @@ class MeanIoU(Evaluator):
         if len(self.classes) > IGNORE:
             raise ConfigError(f"miou: a mask has values for at most {IGNORE} classes, there are {len(self.classes)}")
 
-    def update(self, image_id: int | str, result: Result, truth: Truth) -> None:
+    def update(self, image_id: int | str, result: TaskResult, truth: Truth) -> None:
         """Records one image; one whose mask is not annotated is left out.
 
         Args:

@@ -9,9 +9,9 @@ from tqdm import tqdm
 
 from mnv2det.evaluation.evaluator import Evaluator
 from mnv2det.io import is_watched
-from mnv2det.structures import Batch, Result
+from mnv2det.structures import Batch, TaskResult
 
-Predict = Callable[[Batch], Mapping[str, Sequence[Result]]]
+Predict = Callable[[Batch], Mapping[str, Sequence[TaskResult]]]
 Gather = Callable[[Any], list[Any]]
 
 

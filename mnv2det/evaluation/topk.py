@@ -8,7 +8,7 @@ import numpy as np
 
 from mnv2det.evaluation.evaluator import Evaluator, Truth, mean_of_defined
 from mnv2det.registry import EVALUATORS
-from mnv2det.structures import Result, Scores
+from mnv2det.structures import Scores, TaskResult
 
 MAX_LISTED = 100  # classes; of more there are neither metrics per class nor a confusion matrix
 
@@ -38,7 +38,7 @@ class TopK(Evaluator):
     main = "top1"
     records: dict[int | str, Record]
 
-    def update(self, image_id: int | str, result: Result, truth: Truth) -> None:
+    def update(self, image_id: int | str, result: TaskResult, truth: Truth) -> None:
         """Records one image; one without a class is left out.
 
         Args:

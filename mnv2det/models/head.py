@@ -27,7 +27,7 @@ from mnv2det.errors import ConfigError
 from mnv2det.ops.detections import DetectionSettings
 from mnv2det.ops.geometry import GraphFrame
 from mnv2det.ops.nms import Suppress
-from mnv2det.structures import Detections, Frame, Result, Scores, Segmentation, Target
+from mnv2det.structures import Detections, Frame, Scores, Segmentation, Target, TaskResult
 
 
 class ClassRows(NamedTuple):
@@ -128,7 +128,7 @@ class Head(nn.Module, ABC):
         return 1.0, 1.0
 
     @abstractmethod
-    def decode(self, raw: Mapping[str, Tensor], frames: Sequence[Frame]) -> Sequence[Result]:
+    def decode(self, raw: Mapping[str, Tensor], frames: Sequence[Frame]) -> Sequence[TaskResult]:
         """Computes the results of a batch, in pixels of the original pictures.
 
         Args:
@@ -193,7 +193,7 @@ class Head(nn.Module, ABC):
         """
         raise ConfigError(f"head {type(self).__name__} has no complete export; use --form raw")
 
-    def result_from_export(self, outputs: Mapping[str, Tensor], index: int) -> Result:
+    def result_from_export(self, outputs: Mapping[str, Tensor], index: int) -> TaskResult:
         """Turns the outputs of a complete export into the result of one picture.
 
         Args:

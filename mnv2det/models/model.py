@@ -13,7 +13,7 @@ from mnv2det.models.backbone import Backbone
 from mnv2det.models.head import Dense, Head
 from mnv2det.models.weight_file import Header
 from mnv2det.models.windows import segment
-from mnv2det.structures import Frame, Preprocess, Result, Target
+from mnv2det.structures import Frame, Preprocess, Target, TaskResult
 
 
 class Model(nn.Module):
@@ -84,7 +84,7 @@ class Model(nn.Module):
     @torch.no_grad()
     def predict(
         self, images: Tensor, frames: Sequence[Frame], *, scales: Sequence[float] = (1.0,), flip: bool = False
-    ) -> dict[str, list[Result]]:
+    ) -> dict[str, list[TaskResult]]:
         """Computes the results of every task, in the pixels of the original pictures.
 
         Args:
@@ -105,7 +105,7 @@ class Model(nn.Module):
             images, larger = images[..., :height, :width], (height, width) != self.preprocess.input_size
         inputs = self.normalize(images)
         single_view = tuple(scales) == (1.0,) and not flip and not larger
-        results: dict[str, list[Result]] = {}
+        results: dict[str, list[TaskResult]] = {}
         if single_view or not all(isinstance(head, Dense) for head in self.heads.values()):
             raw = self(inputs)
             results = {task: head.decode(raw[task], frames) for task, head in self.heads.items()}  # type: ignore[operator]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mnv2det.ops.maps import label
-from mnv2det.structures import Frame, Result
+from mnv2det.structures import Frame, TaskResult
 
 OVERLAP = 1 / 3  # least share of a window that its neighbour sees too
 
@@ -22,7 +22,7 @@ def segment(
     window: tuple[int, int],
     scales: Sequence[float],
     flip: bool,
-) -> dict[str, list[Result]]:
+) -> dict[str, list[TaskResult]]:
     """Masks from class probabilities averaged over scales and mirror images (paper, Table 7: MF).
 
     A picture larger than ``window`` is covered by windows that overlap by a third or more.

@@ -31,10 +31,10 @@ from mnv2det.models.depthwise import has_bf16_kernels
 from mnv2det.models.head import Head
 from mnv2det.models.model import Model
 from mnv2det.registry import RUNTIMES
-from mnv2det.structures import Frame, Result
+from mnv2det.structures import Frame, TaskResult
 
 Precision = Literal["fp32", "bf16"]
-Outputs = dict[str, Tensor | Result]
+Outputs = dict[str, Tensor | TaskResult]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from mnv2det.models.weight_file import Header, read_header
 from mnv2det.models.windows import segment
 from mnv2det.registry import HEADS
 from mnv2det.runtime.base import Options, Outputs, Precision, Session, choose, is_export, readers, runtimes
-from mnv2det.structures import Frame, Preprocess, Result
+from mnv2det.structures import Frame, Preprocess, TaskResult
 
 Pixels = NDArray[np.uint8]
 Picture = str | os.PathLike[str] | bytes | Pixels
@@ -108,7 +108,9 @@ class Predictor:
         """That of most of the network: ``fp32``, ``bf16`` or ``int8``."""
         return "int8" if self.session.metadata.precision == "int8" else self.session.precision
 
-    def __call__(self, picture: Picture, *, scales: Sequence[float] = (1.0,), flip: bool = False) -> dict[str, Result]:
+    def __call__(
+        self, picture: Picture, *, scales: Sequence[float] = (1.0,), flip: bool = False
+    ) -> dict[str, TaskResult]:
         """Results of every task for one picture.
 
         Args:
@@ -127,7 +129,7 @@ class Predictor:
 
     def batch(
         self, pictures: Sequence[Picture], *, scales: Sequence[float] = (1.0,), flip: bool = False
-    ) -> list[dict[str, Result]]:
+    ) -> list[dict[str, TaskResult]]:
         """Results for several pictures, of any sizes; those of one size after fitting in one pass if that is faster.
 
         Args:
@@ -145,7 +147,7 @@ class Predictor:
         several_looks = self._looks_several_times(scales, flip)
         images = [load(picture) for picture in pictures]
         fitted = [self.prepare(image) for image in images]
-        results: list[dict[str, Result]] = [{} for _ in images]
+        results: list[dict[str, TaskResult]] = [{} for _ in images]
         for shape in dict.fromkeys(pixels.shape for pixels, _ in fitted):
             chosen = [number for number, (pixels, _) in enumerate(fitted) if pixels.shape == shape]
             frames = [fitted[number][1] for number in chosen]
@@ -171,7 +173,7 @@ class Predictor:
         """
         return self.session.run(pixels, frames[0] if len(frames) == 1 else None)
 
-    def finish(self, outputs: Outputs, frames: Sequence[Frame]) -> list[dict[str, Result]]:
+    def finish(self, outputs: Outputs, frames: Sequence[Frame]) -> list[dict[str, TaskResult]]:
         """Computes the results of one batch from `run`'s outputs and `prepare`'s frames."""
         if self.session.metadata.form == "complete":
             return [
@@ -201,11 +203,13 @@ class Predictor:
             )
         return True
 
-    def _combine_looks(self, pixels: Pixels, frame: Frame, scales: Sequence[float], flip: bool) -> dict[str, Result]:
+    def _combine_looks(
+        self, pixels: Pixels, frame: Frame, scales: Sequence[float], flip: bool
+    ) -> dict[str, TaskResult]:
         """One fitted picture as `Model.predict` sees it: at several scales, mirrored, in windows if it is large."""
         size = (pixels.shape[0], pixels.shape[1])
         dense = {task: head for task, head in self.heads.items() if isinstance(head, Dense)}
-        results: dict[str, Result] = {}
+        results: dict[str, TaskResult] = {}
         if len(dense) < len(self.heads):
             if size != self.preprocess.input_size and not self.session.any_size:
                 most = "x".join(str(side) for side in self.preprocess.input_size)

@@ -19,7 +19,7 @@ from mnv2det.data.shapes import Shapes
 from mnv2det.errors import ConfigError, DataError
 from mnv2det.models.build import assemble, from_file
 from mnv2det.models.weight_file import save_weights
-from mnv2det.structures import Preprocess, Result, Sample
+from mnv2det.structures import Preprocess, Sample, TaskResult
 
 CONFIG = """
 model: {input_size: [64, 80]}
@@ -45,7 +45,7 @@ class TorchPredictor:
 
     def __call__(
         self, picture: NDArray[np.uint8], *, scales: tuple[float, ...] = (1.0,), flip: bool = False
-    ) -> dict[str, Result]:
+    ) -> dict[str, TaskResult]:
         pixels, frame = fit(picture, self.model.preprocess)
         images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         return {task: found[0] for task, found in self.model.predict(images, [frame], scales=scales, flip=flip).items()}

@@ -17,7 +17,7 @@ from mnv2det.commands.predict.voc_xml import voc_xml
 from mnv2det.data.formats.voc import VOC
 from mnv2det.errors import ConfigError
 from mnv2det.report.draw import encode
-from mnv2det.structures import Detections, Result, Scores, Segmentation
+from mnv2det.structures import Detections, Scores, Segmentation, TaskResult
 
 NAMES = ["cat", 'dog, "big"', "Katze & <Hund>\n\x01"]
 CATEGORIES = [{"id": number, "name": name} for number, name in enumerate(NAMES, 1)]
@@ -157,7 +157,7 @@ def test_csv_quotes_what_it_must_and_has_rows_for_boxes_and_classes(tmp_path: Pa
 
 
 def test_best_classes_are_kept_of_pictures_not_of_frames(tmp_path: Path) -> None:
-    probabilities: dict[str, Result] = {"cls": Scores(torch.tensor([0.125, 0.625, 0.25]))}
+    probabilities: dict[str, TaskResult] = {"cls": Scores(torch.tensor([0.125, 0.625, 0.25]))}
     with outputs(tmp_path) as out:
         for frame in (None, 1, 2):
             out.add(ImageInfo(f"{frame}.png", f"{frame}", frame), image(), probabilities)
@@ -166,7 +166,7 @@ def test_best_classes_are_kept_of_pictures_not_of_frames(tmp_path: Path) -> None
 
 
 def test_masks_and_xml_of_frames_are_files_where_they_are_wanted(tmp_path: Path) -> None:
-    results: dict[str, Result] = {
+    results: dict[str, TaskResult] = {
         "seg": Segmentation(torch.zeros(40, 60, dtype=torch.uint8)),
         "det": found((1, 2, 11, 22)),
     }

@@ -19,7 +19,7 @@ from mnv2det.errors import ConfigError, DataError
 from mnv2det.evaluation.evaluator import Evaluator, Truth
 from mnv2det.evaluation.miou import MeanIoU, Record
 from mnv2det.registry import EVALUATORS
-from mnv2det.structures import Detections, Result, Segmentation
+from mnv2det.structures import Detections, Segmentation, TaskResult
 
 Pairs = list[tuple[NDArray[Any], NDArray[Any]]]  # predicted and annotated
 
@@ -278,7 +278,7 @@ def test_other_evaluators_report_nothing() -> None:
     class Silent(Evaluator):
         main = "none"
 
-        def update(self, image_id: int | str, result: Result, truth: Truth) -> None: ...
+        def update(self, image_id: int | str, result: TaskResult, truth: Truth) -> None: ...
 
         def compute(self) -> dict[str, float]:
             return {}

@@ -8,7 +8,7 @@ import torch
 
 from mnv2det.evaluation.evaluator import Evaluator, Truth
 from mnv2det.evaluation.run import evaluate
-from mnv2det.structures import Batch, Frame, Result, Scores
+from mnv2det.structures import Batch, Frame, Scores, TaskResult
 
 
 class Right(Evaluator):
@@ -16,7 +16,7 @@ class Right(Evaluator):
 
     main = "right"
 
-    def update(self, image_id: int | str, result: Result, truth: Truth) -> None:
+    def update(self, image_id: int | str, result: TaskResult, truth: Truth) -> None:
         assert isinstance(result, Scores)
         self.records[image_id] = float(result.probabilities[0]) == float(truth["value"])
 
@@ -32,7 +32,7 @@ def batch(*ids: int, skipped: int = 0) -> Batch:
     return Batch(images, [{} for _ in ids], list(ids), frames, truths, ["broken"] * skipped)
 
 
-def predict(batch: Batch) -> dict[str, list[Result]]:
+def predict(batch: Batch) -> dict[str, list[TaskResult]]:
     """Knows of all images but number 2 what they show."""
     values = [float(image[0, 0, 0]) for image in batch.images]
     return {"cls": [Scores(torch.tensor([value if value != 2 else -1.0])) for value in values]}

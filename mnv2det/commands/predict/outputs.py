@@ -21,7 +21,7 @@ from mnv2det.commands.predict.voc_xml import voc_xml
 from mnv2det.errors import ConfigError, near
 from mnv2det.io import write_atomically
 from mnv2det.report.draw import draw_detections, draw_mask, encode_mask
-from mnv2det.structures import Detections, Result, Scores, Segmentation
+from mnv2det.structures import Detections, Scores, Segmentation, TaskResult
 
 # formats, and which of a model's results they hold, by `Head.target_key`
 FORMATS = {
@@ -136,7 +136,7 @@ class Outputs:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         self._spools.close()
 
-    def add(self, info: ImageInfo, image: NDArray[np.uint8], results: Mapping[str, Result]) -> NDArray[np.uint8]:
+    def add(self, info: ImageInfo, image: NDArray[np.uint8], results: Mapping[str, TaskResult]) -> NDArray[np.uint8]:
         """Writes the results of one picture.
 
         Args:

@@ -33,7 +33,7 @@ from mnv2det.report.draw import encode
 from mnv2det.report.text import font_note
 from mnv2det.runtime.base import Precision
 from mnv2det.runtime.predictor import Predictor
-from mnv2det.structures import Result
+from mnv2det.structures import TaskResult
 
 T = TypeVar("T")
 READERS = 2  # threads that decode pictures
@@ -212,7 +212,7 @@ class _Run:
         elif shortfall := video.shortfall():
             self.failed.append(shortfall)
 
-    def predict_batch(self, batch: Sequence[tuple[Input, NDArray[np.uint8]]]) -> list[dict[str, Result] | None]:
+    def predict_batch(self, batch: Sequence[tuple[Input, NDArray[np.uint8]]]) -> list[dict[str, TaskResult] | None]:
         """Results of pictures; None, and a line in `failed`, for a picture that needs more memory than there is."""
         try:
             return list(self.predictor.batch([image for _, image in batch]))
