@@ -252,7 +252,7 @@ def measure(given, weights: Path, paths: dict[str, Path], pictures: list[np.ndar
         "onnxruntime, post-processing by hand": by_hand(
             paths["fp32"], header, head, threshold, given.iou, given.threads
         ),
-        **{f"mnv2det {name}": lambda image, p=p: len(p(image)[task].scores) for name, p in ours.items()},
+        **{f"mnv2det {name}": lambda image, p=p: len(p.batch([image])[0][task].scores) for name, p in ours.items()},
     }
     times: dict[str, list[float]] = {name: [] for name in runs}
     around: list[float] = []
@@ -328,7 +328,7 @@ def surroundings(predictor: Predictor, bare: Run, pictures: list[np.ndarray], re
         started = time.perf_counter()
         bare(pixels[None])
         ran = time.perf_counter()
-        predictor(picture)
+        predictor.batch([picture])
         if number >= 0:
             spent.append((time.perf_counter() - ran - (ran - started)) * 1e3)
     return spent

@@ -55,7 +55,7 @@ def test_files_of_version_0_1_predict_what_they_did(file: str, backend: str) -> 
     # a complete export holds its thresholds; more boxes than were kept, since the last ones may change places
     heads: dict[str, Any] = {"det": {"score_threshold": 0.0, "max_detections": 30}}
     predictor = Predictor(OLD / file, backend=backend, device="cpu", heads=None if file == "complete.onnx" else heads)
-    found = predictor(picture(96, 80, 3))
+    found = predictor(picture(96, 80, 3), threshold=0)
     detections, segmentation = found["det"], found["seg"]
     assert isinstance(detections, Detections)
     assert isinstance(segmentation, Segmentation)

@@ -35,12 +35,13 @@ class LabelledSet:
         self.evaluators = build_evaluators(self.config, predictor.classes)
 
     def measure(
-        self, predictor: Callable[..., Mapping[str, TaskResult]], *, about: str = "measuring"
+        self, batch_results: Callable[..., Sequence[Mapping[str, TaskResult]]], *, about: str = "measuring"
     ) -> dict[str, float]:
         """Measures a predictor on all pictures, with the config's scales and mirror images (``test``).
 
         Args:
-            predictor: A form of the same model; is called as `Predictor` is, with ``scales`` and ``flip``.
+            batch_results: `Predictor.batch` of a form of the same model, or what is called as it is: all boxes count,
+                whatever their score.
             about: Title of the progress bar.
 
         Returns:
@@ -54,7 +55,7 @@ class LabelledSet:
 
         def predict(batch: Batch) -> dict[str, list[TaskResult]]:
             picture = batch.images[0].permute(1, 2, 0).numpy()
-            results = predictor(picture, scales=tuple(test.scales), flip=test.flip)
+            (results,) = batch_results([picture], scales=tuple(test.scales), flip=test.flip)
             return {task: [result] for task, result in results.items()}
 
         loader = picture_loader(self.data, workers=data.workers, bad_data=data.bad_data)

@@ -63,7 +63,7 @@ def compare(reference: Predictor, other: Predictor, pictures: Iterable[NDArray[n
     differences = Differences()
     for picture in pictures:
         differences.pictures += 1
-        expected, results = reference(picture), other(picture)
+        (expected,), (results,) = reference.batch([picture]), other.batch([picture])
         for task, result in expected.items():
             # a head that keeps only so many boxes fills its list
             settings = reference.heads[task].detection_settings

@@ -108,8 +108,8 @@ def export(
             differences = compare(reference, exported, pictures)
             if not int8 and differences.above(tolerance):
                 raise WeightsError(f"{output}: not written, it differs from torch: {_line(differences, tolerance)}")
-            before = data.measure(reference, about="before") if data else {}
-            after = data.measure(exported, about="after") if data else {}
+            before = data.measure(reference.batch, about="before") if data else {}
+            after = data.measure(exported.batch, about="after") if data else {}
             del exported
             size = file_size(runtime.files(draft))
             for file in Path(folder).iterdir():

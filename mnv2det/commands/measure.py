@@ -166,7 +166,7 @@ def open_row(row: Row, settings: Settings) -> Predictor:
 
 def _measure(predictor: Predictor, labelled: Labelled) -> tuple[dict[str, float], list[str]]:
     data = LabelledSet(*labelled, predictor)
-    return data.measure(predictor), data.main_metrics()
+    return data.measure(predictor.batch), data.main_metrics()
 
 
 def time_parts(

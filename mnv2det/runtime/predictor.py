@@ -5,28 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, overload
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from mnv2det.data.fit import fit
-from mnv2det.data.images import decode_image, read_image
-from mnv2det.errors import ConfigError, DataError, WeightsError
+from mnv2det.errors import ConfigError, WeightsError
 from mnv2det.graphs.program import ExportMetadata, ExportProgram
 from mnv2det.models.build import assemble, from_file, weights_of
 from mnv2det.models.head import Dense, Head
 from mnv2det.models.model import pick_device
 from mnv2det.models.weight_file import Header, read_header
-from mnv2det.models.windows import segment
 from mnv2det.registry import HEADS
 from mnv2det.runtime.base import Options, Outputs, Precision, Session, choose, is_export, readers, runtimes
+from mnv2det.runtime.looks import combine_looks, tensors_of
+from mnv2det.runtime.pictures import Channels, Picture, Pixels, load
+from mnv2det.runtime.result import Result
 from mnv2det.structures import Frame, Preprocess, TaskResult
 
-Pixels = NDArray[np.uint8]
-Picture = str | os.PathLike[str] | bytes | Pixels
+TOGETHER = 8  # pictures of a list that are predicted together
 
 
 class Predictor:
@@ -59,9 +57,9 @@ class Predictor:
         WeightsError: There are no weights, or they are damaged.
 
     Example:
-        >>> predictor = Predictor("runs/ssdlite_bccd")          # doctest: +SKIP
-        >>> found = predictor("photo.jpg")["det"]               # doctest: +SKIP
-        >>> [predictor.classes["det"][i] for i in found.labels]  # doctest: +SKIP
+        >>> predictor = Predictor("runs/ssdlite_bccd")    # doctest: +SKIP
+        >>> result = predictor("photo.jpg", threshold=0.5)  # doctest: +SKIP
+        >>> result.names, result.boxes, result.scores     # doctest: +SKIP
     """
 
     def __init__(
@@ -108,42 +106,86 @@ class Predictor:
         """That of most of the network: ``fp32``, ``bf16`` or ``int8``."""
         return "int8" if self.session.metadata.precision == "int8" else self.session.precision
 
+    @overload
     def __call__(
-        self, picture: Picture, *, scales: Sequence[float] = (1.0,), flip: bool = False
-    ) -> dict[str, TaskResult]:
-        """Results of every task for one picture.
+        self,
+        picture: Picture,
+        *,
+        threshold: float = 0.3,
+        channels: Channels = "rgb",
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+    ) -> Result: ...
+    @overload
+    def __call__(
+        self,
+        picture: list[Picture] | tuple[Picture, ...],
+        *,
+        threshold: float = 0.3,
+        channels: Channels = "rgb",
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+    ) -> list[Result]: ...
+    def __call__(
+        self,
+        picture: Picture | list[Picture] | tuple[Picture, ...],
+        *,
+        threshold: float = 0.3,
+        channels: Channels = "rgb",
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+    ) -> Result | list[Result]:
+        """Looks at a picture, or at several.
 
         Args:
-            picture: A file, the bytes of one, or uint8 (H, W, 3) RGB.
+            picture: A path, the bytes of a picture file, a picture of Pillow's, an array or tensor, as
+                `mnv2det.runtime.pictures.load` takes them; or a list of them. Each `Result` keeps its picture.
+            threshold: The lowest score of a box, 0 ... 1. 0 leaves the model's own threshold, which lets nearly
+                everything through.
+            channels: ``rgb``, or ``bgr`` for arrays and tensors as OpenCV has them.
             scales: As `batch` takes them, as is ``flip``.
             flip: Whether segmentation also looks at the mirrored picture.
 
         Returns:
-            Task name to result, in the picture's own pixels.
+            What was found, in the picture's own pixels; of a list, a list.
 
         Raises:
-            ConfigError: This model cannot look at a picture that way.
-            DataError: The picture cannot be read, or has another shape or type.
+            ConfigError: This model cannot look at a picture that way, or the threshold is out of range.
+            DataError: A picture cannot be read, or has another shape or type.
         """
-        return self.batch([picture], scales=scales, flip=flip)[0]
+        if not isinstance(picture, list | tuple):
+            image = load(picture, channels)
+            (results,) = self.batch([image], scales=scales, flip=flip)
+            return Result(results, self.classes, image).filter(threshold=threshold)
+        found = []
+        for start in range(0, len(picture), TOGETHER):
+            images = [load(each, channels) for each in picture[start : start + TOGETHER]]
+            for image, results in zip(images, self.batch(images, scales=scales, flip=flip), strict=True):
+                found.append(Result(results, self.classes, image).filter(threshold=threshold))
+        return found
 
     def batch(
         self, pictures: Sequence[Picture], *, scales: Sequence[float] = (1.0,), flip: bool = False
     ) -> list[dict[str, TaskResult]]:
-        """Results for several pictures, of any sizes; those of one size after fitting in one pass if that is faster.
+        """All that the heads say of several pictures, without another threshold: for programs that measure or compare.
+
+        Pictures may have any sizes; those of one size after fitting are computed in one pass if that is faster.
 
         Args:
-            pictures: Each as `__call__` takes it.
+            pictures: Each as `__call__` takes one.
             scales: Segmentation averages its probabilities over the input at these scales (``test.scales``); other
                 tasks look once, as in `Model.predict`.
             flip: Whether segmentation also looks at every scale mirrored (``test.flip``).
+
+        Returns:
+            For each picture the results by task, as tensors, in the picture's own pixels.
 
         Raises:
             ConfigError: This model cannot look at a picture that way.
             DataError: A picture cannot be read, or has another shape or type.
         """
         if self.session.prefers_single_pictures and len(pictures) > 1:
-            return [self(picture, scales=scales, flip=flip) for picture in pictures]
+            return [self.batch([picture], scales=scales, flip=flip)[0] for picture in pictures]
         several_looks = self._looks_several_times(scales, flip)
         images = [load(picture) for picture in pictures]
         fitted = [self.prepare(image) for image in images]
@@ -153,7 +195,10 @@ class Predictor:
             frames = [fitted[number][1] for number in chosen]
             larger = self.session.metadata.form == "raw" and shape[:2] != self.preprocess.input_size
             if larger or several_looks:
-                of_shape = [self._combine_looks(*fitted[number], scales, flip) for number in chosen]
+                of_shape = [
+                    combine_looks(self.session, self.heads, self.preprocess, fitted[number], scales, flip)
+                    for number in chosen
+                ]
             else:
                 of_shape = self.finish(self.run(_stack([fitted[number][0] for number in chosen]), frames), frames)
             for number, result in zip(chosen, of_shape, strict=True):
@@ -177,7 +222,7 @@ class Predictor:
         """Computes the results of one batch from `run`'s outputs and `prepare`'s frames."""
         if self.session.metadata.form == "complete":
             return [
-                {task: head.result_from_export(_of(outputs, task), number) for task, head in self.heads.items()}
+                {task: head.result_from_export(tensors_of(outputs, task), number) for task, head in self.heads.items()}
                 for number in range(len(frames))
             ]
         by_task: dict[str, Sequence[Any]] = {}
@@ -186,7 +231,7 @@ class Predictor:
                 by_task[task] = [outputs[task]]
                 continue
             with torch.no_grad():
-                by_task[task] = head.decode({**_of(outputs, task), **self._constants[task]}, frames)
+                by_task[task] = head.decode({**tensors_of(outputs, task), **self._constants[task]}, frames)
         return [{task: results[number] for task, results in by_task.items()} for number in range(len(frames))]
 
     def _looks_several_times(self, scales: Sequence[float], flip: bool) -> bool:
@@ -203,44 +248,6 @@ class Predictor:
             )
         return True
 
-    def _combine_looks(
-        self, pixels: Pixels, frame: Frame, scales: Sequence[float], flip: bool
-    ) -> dict[str, TaskResult]:
-        """One fitted picture as `Model.predict` sees it: at several scales, mirrored, in windows if it is large."""
-        size = (pixels.shape[0], pixels.shape[1])
-        dense = {task: head for task, head in self.heads.items() if isinstance(head, Dense)}
-        results: dict[str, TaskResult] = {}
-        if len(dense) < len(self.heads):
-            if size != self.preprocess.input_size and not self.session.any_size:
-                most = "x".join(str(side) for side in self.preprocess.input_size)
-                raise DataError(f"picture of {size[0]}x{size[1]}: this export takes at most {most}, unscaled")
-            whole = self.run(pixels[None])
-            for task, head in self.heads.items():
-                if task not in dense:
-                    results[task] = head.decode({**_of(whole, task), **head.constants(size)}, [frame])[0]
-
-        def probabilities(view: Tensor) -> dict[str, Tensor]:
-            image = view.permute(0, 2, 3, 1).contiguous()
-            if image.is_floating_point() and not self.session.float_pixels:
-                image = image.round().to(torch.uint8)
-            outputs = self.run(image.numpy())
-            shape = (image.shape[1], image.shape[2])
-            return {task: head.scores(_of(outputs, task), shape).cpu() for task, head in dense.items()}
-
-        if dense:
-            inputs = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-            window = self.preprocess.input_size if self.preprocess.fit == "pad" else size
-            masks = segment(
-                probabilities,
-                inputs.float() if tuple(scales) != (1.0,) else inputs,
-                [frame],
-                window=window,
-                scales=scales,
-                flip=flip,
-            )
-            results |= {task: of_pictures[0] for task, of_pictures in masks.items()}
-        return {task: results[task] for task in self.heads}
-
 
 def header_of(source: str | os.PathLike[str]) -> Header:
     """What a run folder, weight file or exported model says of itself.
@@ -251,23 +258,6 @@ def header_of(source: str | os.PathLike[str]) -> Header:
     if is_export(source):
         return Predictor(source).header
     return read_header(weights_of(source))
-
-
-def load(picture: Picture) -> Pixels:
-    """A picture's pixels, uint8 (H, W, 3) RGB.
-
-    Raises:
-        DataError: It cannot be read, or is an array of another shape or type.
-    """
-    if isinstance(picture, bytes | bytearray | memoryview):
-        return decode_image(bytes(picture), where=f"picture of {len(picture)} bytes")
-    if not isinstance(picture, np.ndarray):
-        if not isinstance(picture, str | os.PathLike):
-            raise DataError(f"picture: expected a path, bytes or an array, got {type(picture).__name__}")
-        return read_image(picture)
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
-        raise DataError(f"array of {picture.dtype} {picture.shape}: expected uint8 (H, W, 3), RGB")
-    return picture
 
 
 def _heads(header: Header, changed: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Head]:
@@ -288,15 +278,6 @@ def _heads(header: Header, changed: Mapping[str, Mapping[str, Any]], where: str)
     with torch.device("meta"):
         model = assemble(header.backbone, heads, classes=header.classes, preprocess=header.preprocess)
     return dict(model.eval().heads.items())  # type: ignore[arg-type]
-
-
-def _of(outputs: Outputs, task: str) -> dict[str, Tensor]:
-    """The tensors of one task by their own names."""
-    return {
-        name.removeprefix(f"{task}."): cast(Tensor, value)
-        for name, value in outputs.items()
-        if name.startswith(f"{task}.")
-    }
 
 
 def _stack(images: Sequence[Pixels]) -> Pixels:

@@ -37,18 +37,20 @@ LOOKS = ["test.scales=[0.75,1.0,1.25]", "test.flip=true"]
 
 
 class TorchPredictor:
-    """A model that is called with one picture, as `Predictor` is."""
+    """A model whose `batch` is called as that of `Predictor` is."""
 
     def __init__(self, path: Path) -> None:
         self.model, _ = from_file(str(path))
         self.heads, self.classes = dict(self.model.heads.items()), self.model.classes
 
-    def __call__(
-        self, picture: NDArray[np.uint8], *, scales: tuple[float, ...] = (1.0,), flip: bool = False
-    ) -> dict[str, TaskResult]:
+    def batch(
+        self, pictures: list[NDArray[np.uint8]], *, scales: tuple[float, ...] = (1.0,), flip: bool = False
+    ) -> list[dict[str, TaskResult]]:
+        (picture,) = pictures
         pixels, frame = fit(picture, self.model.preprocess)
         images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-        return {task: found[0] for task, found in self.model.predict(images, [frame], scales=scales, flip=flip).items()}
+        found = self.model.predict(images, [frame], scales=scales, flip=flip)
+        return [{task: results[0] for task, results in found.items()}]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +86,7 @@ def test_scales_and_mirror_images_of_the_config_count_as_in_eval(weights: Path) 
     for looks in ([], LOOKS):
         labelled = LabelledSet(config, looks, predictor)  # type: ignore[arg-type]
         evaluated = evaluate_source(config, looks, weights=weights, device="cpu")["metrics"]
-        metrics[len(looks)] = labelled.measure(predictor)
+        metrics[len(looks)] = labelled.measure(predictor.batch)
         # batches of another size are rounded otherwise, by which single pixels change their class
         assert metrics[len(looks)] == pytest.approx(evaluated, abs=2e-3)
     assert abs(metrics[0]["seg/mIoU"] - metrics[2]["seg/mIoU"]) > 5e-3, "else this test could not fail"
@@ -106,6 +108,6 @@ def test_a_set_of_which_nothing_can_be_read_measures_nothing(weights: Path, monk
     config = weights.parent / "config.yaml"
     skipping = LabelledSet(config, ["data.bad_data=skip"], predictor)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"config\.yaml: data\.val: not one picture can be read"):
-        skipping.measure(predictor)
+        skipping.measure(predictor.batch)
     with pytest.raises(DataError, match=r"^image 0 is broken$"):
-        LabelledSet(config, [], predictor).measure(predictor)  # type: ignore[arg-type]
+        LabelledSet(config, [], predictor).measure(predictor.batch)  # type: ignore[arg-type]

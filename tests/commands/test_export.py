@@ -123,7 +123,7 @@ def test_a_batch_is_its_pictures(folder: Path):
         write(model, ExportMetadata(header, form), folder / f"batch_{form}.onnx")
         exported = Predictor(folder / f"batch_{form}.onnx")
         shown = pictures(((50, 70), (50, 70), (30, 60)))
-        for one, together in zip((exported(image) for image in shown), exported.batch(shown), strict=True):
+        for one, together in zip((exported(image, threshold=0) for image in shown), exported.batch(shown), strict=True):
             torch.testing.assert_close(one["det"].boxes, together["det"].boxes, rtol=1e-4, atol=1e-3)
             assert (one["seg"].mask == together["seg"].mask).float().mean() > 0.999
 
@@ -132,12 +132,12 @@ def test_a_batch_is_its_pictures(folder: Path):
 def test_threads_share_a_predictor(folder: Path, backend: str):
     predictor = Predictor(weights(folder, "det"), backend=backend, threads=1)
     shown = pictures(((96, 128), (50, 70), (64, 64), (120, 90)))
-    alone = [predictor(image)["det"] for image in shown]
+    alone = [predictor(image, threshold=0)["det"] for image in shown]
     found: list[list[Detections]] = [[] for _ in shown]
 
     def work(number: int) -> None:
         for _ in range(20):
-            found[number].append(predictor(shown[number])["det"])
+            found[number].append(predictor(shown[number], threshold=0)["det"])
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(len(shown))]
     for thread in threads:
@@ -156,10 +156,12 @@ def test_bytes_of_a_file_are_a_picture(folder: Path):
     predictor = Predictor(weights(folder, "det"))
     image = picture(50, 70)
     data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
-    torch.testing.assert_close(predictor(data)["det"].scores, predictor(image)["det"].scores, rtol=0, atol=0)
+    torch.testing.assert_close(
+        predictor(data, threshold=0)["det"].scores, predictor(image, threshold=0)["det"].scores, rtol=0, atol=0
+    )
     with pytest.raises(DataError, match="picture of 3 bytes: not an image"):
         predictor(b"abc")
-    with pytest.raises(DataError, match="expected a path, bytes or an array, got int"):
+    with pytest.raises(DataError, match="expected a path, bytes, a picture of Pillow's, an array or a tensor, got int"):
         predictor(7)  # type: ignore[arg-type]
 
 

@@ -160,7 +160,7 @@ def test_every_kind_of_picture_comes_out_right(detector: str, tmp_path: Path, na
 def test_boxes_refer_to_the_upright_picture(detector: str, tmp_path: Path) -> None:
     (tmp_path / "turned.png").write_bytes(data := saved(scene(40, 90), "PNG", 6))
     found = run(detector, tmp_path / "turned.png", "--threshold", 0.01, out=tmp_path / "out")
-    result = Predictor(detector, device="cpu")(upright(data).copy())["det"]
+    result = Predictor(detector, device="cpu")(upright(data).copy(), threshold=0)["det"]
     wanted = result.boxes[result.scores >= 0.01].numpy()
     wanted[:, 2:] -= wanted[:, :2]
     np.testing.assert_allclose([row["bbox"] for row in found["annotations"]], wanted, atol=0.01)
@@ -518,7 +518,7 @@ def test_a_video_becomes_a_video_and_an_entry_per_frame(detector: str, tmp_path:
     # a batch rounds otherwise than a picture by itself
     first = Video(tmp_path / "clip.avi").read()
     assert first is not None
-    alone = Predictor(detector, device="cpu")(first.image)["det"].scores
+    alone = Predictor(detector, device="cpu")(first.image, threshold=0)["det"].scores
     together = [row["score"] for row in found["annotations"] if row["image_id"] == 1]
     np.testing.assert_allclose(together[:5], alone[:5], atol=1e-4)
     with (tmp_path / "out/predictions.csv").open(newline="") as file:

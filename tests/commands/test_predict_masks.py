@@ -115,7 +115,7 @@ def test_masks_are_palette_pictures_of_class_ids(segmenter: str, pictures: Path,
 
 
 def test_a_joint_model_draws_boxes_over_masks(joint: str, pictures: Path, tmp_path: Path) -> None:
-    image, result = read_image(pictures / "a/x.png"), Predictor(joint)(pictures / "a/x.png")
+    image, result = read_image(pictures / "a/x.png"), Predictor(joint)(pictures / "a/x.png", threshold=0)
     boxes, mask = result["det"], result["seg"].mask.numpy()
     assert isinstance(boxes, Detections)
     out, threshold = tmp_path / "out", float(boxes.scores.median())

@@ -12,11 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnv2det.commands.predict.outputs import ImageInfo, Outputs, choose_formats, coco_results
+from mnv2det.commands.predict.outputs import ImageInfo, Outputs, choose_formats
 from mnv2det.commands.predict.voc_xml import voc_xml
 from mnv2det.data.formats.voc import VOC
 from mnv2det.errors import ConfigError
 from mnv2det.report.draw import encode
+from mnv2det.runtime.forms import coco_results
 from mnv2det.structures import Detections, Scores, Segmentation, TaskResult
 
 NAMES = ["cat", 'dog, "big"', "Katze & <Hund>\n\x01"]

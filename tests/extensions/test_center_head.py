@@ -54,7 +54,7 @@ def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def results(predictor: Predictor) -> list[Detections]:
-    found = [predictor(picture(height, width, seed))["det"] for seed, (height, width) in enumerate(SIZES)]
+    found = [predictor(picture(height, width, seed), threshold=0)["det"] for seed, (height, width) in enumerate(SIZES)]
     assert all(isinstance(result, Detections) for result in found)
     return found  # type: ignore[return-value]
 

@@ -39,7 +39,7 @@ def picture(height: int, width: int) -> np.ndarray:
 
 def test_boxes_are_in_pixels_of_the_picture(predictor: Predictor):
     for height, width in ((50, 70), (300, 20), (1, 1)):
-        found = predictor(picture(height, width))["det"]
+        found = predictor(picture(height, width), threshold=0)["det"]
         assert isinstance(found, Detections)
         assert len(found.boxes) > 0
         assert (found.boxes <= torch.tensor([width, height, width, height])).all()
@@ -49,7 +49,9 @@ def test_a_batch_gives_what_single_pictures_give(predictor: Predictor):
     pictures = [picture(50, 70), picture(64, 64)]
     together = predictor.batch(pictures)
     for image, found in zip(pictures, together, strict=True):
-        torch.testing.assert_close(found["det"].scores, predictor(image)["det"].scores, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            found["det"].scores, predictor(image, threshold=0)["det"].scores, rtol=1e-4, atol=1e-5
+        )
     assert predictor.batch([]) == []
 
 
@@ -57,7 +59,10 @@ def test_a_file_and_its_pixels_are_the_same(predictor: Predictor, tmp_path: Path
     from mnv2det.report.draw import encode
 
     (tmp_path / "a.png").write_bytes(encode(picture(40, 60), ".png"))
-    from_file, from_array = predictor(tmp_path / "a.png")["det"], predictor(read_image(tmp_path / "a.png"))["det"]
+    from_file, from_array = (
+        predictor(tmp_path / "a.png", threshold=0)["det"],
+        predictor(read_image(tmp_path / "a.png"), threshold=0)["det"],
+    )
     torch.testing.assert_close(from_file.boxes, from_array.boxes, rtol=0, atol=0)
 
 
@@ -92,7 +97,7 @@ def test_several_looks_see_what_the_model_sees(tmp_path: Path, fit: Fit, scales:
         pixels, frame = predictor.prepare(image)
         images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         wanted = model.predict(images, [frame], scales=scales, flip=flip)
-        found = predictor(image, scales=scales, flip=flip)
+        found = predictor(image, scales=scales, flip=flip, threshold=0)
         assert_same_masks(found["seg"].mask, wanted["seg"][0].mask)
         torch.testing.assert_close(found["det"].scores, wanted["det"][0].scores, rtol=1e-3, atol=1e-4)
         changed += int((found["seg"].mask != predictor(image)["seg"].mask).sum())
@@ -132,7 +137,10 @@ def test_what_cannot_look_several_times_says_so(tmp_path: Path):
 def test_a_detector_looks_once_whatever_the_scales(predictor: Predictor):
     image = picture(50, 70)
     torch.testing.assert_close(
-        predictor(image, scales=SCALES, flip=True)["det"].scores, predictor(image)["det"].scores, rtol=0, atol=0
+        predictor(image, scales=SCALES, flip=True, threshold=0)["det"].scores,
+        predictor(image, threshold=0)["det"].scores,
+        rtol=0,
+        atol=0,
     )
 
 

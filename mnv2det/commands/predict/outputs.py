@@ -8,7 +8,7 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from mnv2det.commands.predict.voc_xml import voc_xml
 from mnv2det.errors import ConfigError, near
 from mnv2det.io import write_atomically
-from mnv2det.report.draw import draw_detections, draw_mask, encode_mask
-from mnv2det.structures import Detections, Scores, Segmentation, TaskResult
+from mnv2det.report.draw import encode_mask
+from mnv2det.runtime.result import Result
+from mnv2det.structures import Scores, Segmentation, TaskResult
 
 # formats, and which of a model's results they hold, by `Head.target_key`
 FORMATS = {
@@ -33,7 +34,6 @@ FORMATS = {
 }
 RESULTS = {"labels": "boxes", "mask": "masks", "label": "classes of pictures"}
 COLUMNS = ("file", "frame", "class", "score", "x1", "y1", "x2", "y2")
-BEST = 5  # classes that are written for a picture
 
 
 class ImageInfo(NamedTuple):
@@ -142,7 +142,7 @@ class Outputs:
         Args:
             info: Which picture it is.
             image: uint8 (H, W, 3), RGB.
-            results: As `Predictor` returns them.
+            results: As `Predictor.batch` returns them.
 
         Returns:
             The annotated picture, uint8 (H, W, 3); the picture itself unless ``pictures`` are written.
@@ -153,40 +153,46 @@ class Outputs:
         entry: dict[str, Any] = {"id": self.images, "file_name": info.file, "height": height, "width": width}
         if info.frame is not None:
             entry |= {"frame": info.frame, "time_s": round(info.seconds or 0.0, 4)}
-        boxes: list[tuple[Detections, Sequence[str]]] = []
-        # masks are drawn first, so that boxes lie on top
-        for task, result in sorted(results.items(), key=lambda item: isinstance(item[1], Detections)):
-            names = self.classes[task]
-            if isinstance(result, Detections):
-                kept = result.scores >= self.threshold
-                self.best_score = max([self.best_score, *result.scores[:1].tolist()])  # the best comes first
-                result = Detections(result.boxes[kept], result.scores[kept], result.labels[kept])
-                boxes.append((result, names))
-                self.detections += len(result.scores)
-                ids = [category["id"] for category in self.categories[task]]
-                _append(self._annotations, map(json.dumps, coco_results(result, self.images, ids)))
-                self._append_csv(info, _box_rows(result, names))
-                if "pictures" in formats:
-                    image = draw_detections(image, result, names)
-            elif isinstance(result, Segmentation):
-                mask = result.mask.cpu().numpy()
-                self._add_mask(entry, task, mask, info.stem if "masks" in formats else None)
-                if "pictures" in formats:
-                    image = draw_mask(image, mask, names)
-            elif isinstance(result, Scores):
-                entry["classes"] = _best_classes(result, names)
-                self._append_csv(info, ((best["name"], best["score"], "", "", "", "") for best in entry["classes"]))
+        everything = Result(results, self.classes, image)
+        result = everything.filter(threshold=self.threshold)
+        detectors, content = result.detectors(), result.to_dict()
+        for task, found in result.items():
+            if isinstance(found, Segmentation):
+                mask = found.mask.cpu().numpy()
+                self._add_mask(entry, task, mask, content, info.stem if "masks" in formats else None)
+            elif isinstance(found, Scores):
+                entry["classes"] = content["classes"]
+                self._append_csv(info, ((best["name"], best["score"], "", "", "", "") for best in content["classes"]))
                 if info.frame is None:
-                    self.best_classes[info.file] = entry["classes"]
+                    self.best_classes[info.file] = content["classes"]
+        if detectors:
+            # the best box of each detector comes first
+            best = [float(score) for found in everything.detectors().values() for score in found.scores[:1]]
+            self.best_score = max([self.best_score, *best])
+            self.detections += len(result)
+            ids = [category["id"] for task in detectors for category in self.categories[task]]
+            _append(self._annotations, map(json.dumps, result.to_coco(self.images, ids)))
+            self._append_csv(info, ((box["name"], box["score"], *box["box"]) for box in content["boxes"]))
         if "voc" in formats:
+            boxes = [(found, self.classes[task]) for task, found in detectors.items()]
             write(self.folder / "voc" / f"{info.stem}.xml", voc_xml(info.file, (height, width), boxes))
         _append(self._images, [json.dumps(entry)])
-        return image
+        return result.draw() if "pictures" in formats else image
 
-    def _add_mask(self, entry: dict[str, Any], task: str, mask: NDArray[np.uint8], stem: str | None) -> None:
-        """Adds the classes of a mask to an image's entry, and writes the mask if it has a stem."""
+    def _add_mask(
+        self, entry: dict[str, Any], task: str, mask: NDArray[np.uint8], told: Mapping[str, Any], stem: str | None
+    ) -> None:
+        """Adds the classes of a mask to an image's entry, and writes the mask if it has a stem.
+
+        Args:
+            entry: Of the image.
+            task: Whose mask it is.
+            mask: uint8 (H, W).
+            told: What `Result.to_dict` says of the picture.
+            stem: As in `ImageInfo`; None writes no mask.
+        """
         several = len(self.mask_classes) > 1
-        content: dict[str, Any] = {"pixels": _class_shares(mask, self.mask_classes[task])}
+        content: dict[str, Any] = {"pixels": (told[task] if several else told)["pixels"]}
         if stem is not None:
             content["mask"] = f"masks/{f'{task}/' if several else ''}{stem}.png"
             write(self.folder / content["mask"], encode_mask(mask))
@@ -217,54 +223,9 @@ class Outputs:
         _copy(self._rows, file)
 
 
-def coco_results(detections: Detections, image_id: int | str, category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Detections in COCO's results format.
-
-    Args:
-        detections: Of one image.
-        image_id: Goes into every row.
-        category_ids: The json's id of each label.
-
-    Yields:
-        A row per box: ``image_id``, ``category_id``, ``bbox`` (x, y, width, height in pixels) and ``score``.
-    """
-    corners = detections.boxes.cpu().double().numpy()
-    boxes = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]])
-    for box, score, label in zip(boxes, detections.scores.cpu(), detections.labels.cpu(), strict=True):
-        yield {
-            "image_id": image_id,
-            "category_id": int(category_ids[label]),
-            "bbox": [round(value, 3) for value in box.tolist()],
-            "score": round(float(score), 6),
-        }
-
-
 def write(path: Path, data: bytes) -> None:
     """Writes a file completely or not at all."""
     write_atomically(path, lambda file: file.write(data))
-
-
-def _box_rows(detections: Detections, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """Class name, score and corners of every box."""
-    boxes = detections.boxes.cpu().double().numpy().round(3).tolist()
-    scores = detections.scores.cpu().double().numpy().round(6).tolist()
-    for box, score, label in zip(boxes, scores, detections.labels.tolist(), strict=True):
-        yield names[label], score, *box
-
-
-def _class_shares(mask: NDArray[np.uint8], names: Sequence[str]) -> dict[str, float]:
-    """The share of the picture's pixels that each class of the mask has."""
-    counts = np.bincount(mask.ravel(), minlength=len(names))
-    return {names[label]: round(float(counts[label] / mask.size), 5) for label in np.flatnonzero(counts).tolist()}
-
-
-def _best_classes(result: Scores, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Name and score of the best classes."""
-    best = result.probabilities.topk(min(BEST, len(names)))
-    return [
-        {"name": names[int(index)], "score": round(float(score), 5)}
-        for score, index in zip(best.values, best.indices, strict=True)
-    ]
 
 
 def _append(spool: BinaryIO, entries: Iterable[str]) -> None:
