@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -20,7 +19,8 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mnv2det.errors import ConfigError, near
-from mnv2det.ranges import describe
+from mnv2det.io import config_file
+from mnv2det.keys import annotation_of, check_keys, holds_text, may_be_null, what_was_expected
 from mnv2det.schema import (
     Amp,
     BadData,
@@ -33,7 +33,6 @@ from mnv2det.schema import (
     TaskConfig,
     TestConfig,
     TrainConfig,
-    annotations_of,
     check_values,
 )
 
@@ -42,10 +41,12 @@ __all__ = [
     "BadData",
     "Component",
     "Config",
+    "ConfigSource",
     "DataConfig",
     "Fit",
     "ModelConfig",
     "OptimConfig",
+    "Overrides",
     "TaskConfig",
     "TestConfig",
     "TrainConfig",
@@ -59,20 +60,26 @@ __all__ = [
     "to_yaml",
 ]
 
+ConfigSource = str | os.PathLike[str] | Mapping[str, Any] | Config  # what `load_config` reads
+Overrides = Sequence[str] | Mapping[str, Any]
+
 MAX_BASE_DEPTH = 2
 # What the parser raises at damaged YAML: its own errors, and those of tags such as !!int ""
 _DAMAGED = (yaml.YAMLError, OmegaConfBaseException, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
-def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
-    """Reads a YAML with its bases, applies overrides and checks every key, type and range.
+def load_config(source: ConfigSource, overrides: Overrides = ()) -> Config:
+    """Reads a config with its bases, applies overrides and checks every key, type and range.
 
     The arguments of components are checked later, by `mnv2det.engine.build.check`.
 
     Args:
-        path: A YAML file, or what `find_config` finds; ``base:`` names files it starts from, relative to itself.
-        overrides: ``key.sub=value`` strings. The value of a key that holds text is taken as it was typed, but for
-            ``null`` where the key may be null; any other value is read as YAML.
+        source: A YAML file, the name of a config that comes with the package, a folder with a config (a run, or
+            imported data), nested keys with their values, or a `Config`. ``base:`` names files it starts from, relative
+            to the file it is in; in nested keys, what `find_config` finds.
+        overrides: Strings ``key.sub=value``: the value of a key that holds text is taken as it was typed, but for
+            ``null`` where the key may be null; any other value is read as YAML. Or keys, dotted or nested, with their
+            values: ``{"train.steps": 500}`` and ``{"train": {"steps": 500}}`` are the same.
 
     Returns:
         The merged configuration.
@@ -80,14 +87,29 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     Raises:
         ConfigError: A file is missing or is no YAML, its bases form a cycle or are more than two levels
             deep, a key is unknown, or a value has the wrong type or is out of range.
+
+    Example:
+        >>> config = load_config("ssdlite_shapes", {"train.steps": 500, "data": {"batch_size": 4}})
+        >>> config.train.steps, config.data.batch_size
+        (500, 4)
     """
     # The schema's default components are the lowest base: a file that names another component drops the args
     # written for the default one.
-    path = find_config(path)
-    merged = _read(path, (), _defaults())
-    for override in overrides:
-        merged = merge(merged, _parse_override(override))
-    return from_dict(merged, where=str(path))
+    if isinstance(source, Config):
+        source = to_dict(source)
+    if isinstance(source, Mapping):
+        where, merged = "config", _from_mapping(source)
+    else:
+        path = find_config(config_file(source))
+        where, merged = str(path), _read(path, (), _defaults())
+    given = (
+        (_keyed_override(key, value) for key, value in overrides.items())
+        if isinstance(overrides, Mapping)
+        else map(_parse_override, overrides)
+    )
+    for override in given:
+        merged = merge(merged, override)
+    return from_dict(merged, where=where)
 
 
 def find_config(name: str | os.PathLike[str]) -> Path:
@@ -124,14 +146,14 @@ def from_dict(data: Mapping[str, Any], *, where: str) -> Config:
     Raises:
         ConfigError: A key is unknown, or a value missing, of the wrong type or out of range.
     """
-    _check_keys(data, Config, where, "")
+    check_keys(data, Config, where, "")
     try:
         config = OmegaConf.to_object(OmegaConf.merge(_schema(), OmegaConf.create(dict(data))))
     except MissingMandatoryValue as error:
         raise ConfigError(f"{where}: {error.full_key}: missing; expected the name of a component") from None
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "?"
-        raise ConfigError(f"{where}: {key}: {_what_was_expected(data, key)}") from None
+        raise ConfigError(f"{where}: {key}: {what_was_expected(data, key)}") from None
     assert isinstance(config, Config)
     check_values(config, where)
     return config
@@ -154,6 +176,8 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     return value.name if isinstance(value, Enum) else value
 
 
@@ -168,11 +192,6 @@ def _defaults() -> dict[str, Any]:
 @functools.cache
 def _schema() -> Any:
     return OmegaConf.structured(Config)  # `OmegaConf.merge` works on a copy
-
-
-@functools.cache
-def _hints(schema: type) -> dict[str, Any]:
-    return typing.get_type_hints(schema)
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,14 +231,39 @@ def _read(path: Path, parents: tuple[Path, ...], data: dict[str, Any]) -> dict[s
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ConfigError(f"{path}: a mapping of keys was expected at the top")
     own = typing.cast("dict[str, Any]", content)
-    bases = own.pop("base", None) or []
-    bases = [bases] if isinstance(bases, str) else bases
-    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ConfigError(f"{path}: base: expected a file name or a list of them, got {bases!r}")
-    _check_keys(own, Config, str(path), "")
+    bases = _take_bases(own, str(path))
+    check_keys(own, Config, str(path), "")
     for base in bases:
         data = _read(path.parent / base, (*parents, path), data)
     return merge(data, own)
+
+
+def _from_mapping(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Lays nested keys over the bases that they name, and over the defaults."""
+    own, data = typing.cast("dict[str, Any]", _plain(given)), _defaults()
+    bases = _take_bases(own, "config")
+    check_keys(own, Config, "config", "")
+    for base in bases:
+        data = _read(find_config(base), (), data)
+    return merge(data, own)
+
+
+def _take_bases(own: dict[str, Any], where: str) -> list[str]:
+    """Takes ``base`` out of a config: the files that it starts from."""
+    bases = own.pop("base", None) or []
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{where}: base: expected a file name or a list of them, got {bases!r}")
+    return bases
+
+
+def _keyed_override(key: str, value: Any) -> dict[str, Any]:
+    """Nests the value of a dotted key."""
+    result = _plain(value)
+    for name in reversed(str(key).split(".")):
+        result = {name: result}
+    check_keys(result, Config, f"override '{key}'", "")
+    return typing.cast("dict[str, Any]", result)
 
 
 def _parse_override(override: str) -> dict[str, Any]:
@@ -227,10 +271,10 @@ def _parse_override(override: str) -> dict[str, Any]:
     names = key.split(".")
     if not equals or not all(names):
         raise ConfigError(f"override '{override}': expected key.sub=value")
-    result = _override_value(_annotation_of(names), text, override)
+    result = _override_value(annotation_of(names), text, override)
     for name in reversed(names):
         result = {name: result}
-    _check_keys(result, Config, f"override '{override}'", "")
+    check_keys(result, Config, f"override '{override}'", "")
     return typing.cast("dict[str, Any]", result)
 
 
@@ -247,8 +291,8 @@ def _override_value(annotation: Any, text: str, override: str) -> Any:
         override: The whole override, for the message.
     """
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    if _holds_text(annotation) and text.strip() and not quoted:
-        return None if text == "null" and _may_be_null(annotation) else text
+    if holds_text(annotation) and text.strip() and not quoted:
+        return None if text == "null" and may_be_null(annotation) else text
     try:
         content = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
     except _DAMAGED as error:
@@ -257,100 +301,8 @@ def _override_value(annotation: Any, text: str, override: str) -> Any:
     return text.strip() if isinstance(value, str) and not quoted and " #" in text else value
 
 
-def _holds_text(annotation: Any) -> bool:
-    """Whether the values of a key are text: any text, or one of several words."""
-    kinds = [kind for kind in _alternatives(annotation) if kind is not type(None)]
-    return bool(kinds) and all(
-        kind is str or typing.get_origin(kind) is typing.Literal or (isinstance(kind, type) and issubclass(kind, Enum))
-        for kind in kinds
-    )
-
-
-def _may_be_null(annotation: Any) -> bool:
-    return type(None) in _alternatives(annotation)
-
-
-def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union, or the annotation alone."""
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return typing.get_args(annotation)
-    return (annotation,)
-
-
-def _annotation_of(names: Sequence[str]) -> Any:
-    """The type that the schema states for a dotted key, with its range; None where it states none."""
-    annotation: Any = Config
-    for name in names:
-        if dataclasses.is_dataclass(annotation):
-            annotation = annotations_of(typing.cast("type", annotation)).get(name)
-        elif typing.get_origin(annotation) is dict:
-            annotation = typing.get_args(annotation)[1]
-        else:
-            return None
-    return None if annotation is Any else annotation
-
-
-def _what_was_expected(data: Mapping[str, Any], key: str) -> str:
-    """Says in this project's words what a value of the wrong type should have been.
-
-    Args:
-        data: The whole configuration.
-        key: Dotted key of the value, with ``[index]`` behind it for an element of a list.
-    """
-    names = key.partition("[")[0].split(".")
-    value: Any = data
-    for name in names:
-        value = value.get(name) if isinstance(value, Mapping) else None
-    if isinstance(value, str) and "${" in value:
-        return f"{value!r} refers to a key that is not there; expected ${{KEY}} with a key of the config"
-    annotation = _annotation_of(names)
-    if annotation is None:
-        return f"expected a name with a value below '{'.'.join(names[:-1])}', got {names[-1]}"
-    if typing.get_origin(annotation) is dict:
-        return f"expected keys below it, got {value!r}"
-    enum = next((kind for kind in _alternatives(annotation) if isinstance(kind, type) and issubclass(kind, Enum)), None)
-    expected = f"one of {', '.join(enum.__members__)}" if enum else describe(annotation)
-    return f"expected {expected}, got {value!r}"
-
-
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def _check_keys(data: Any, schema: Any, where: str, prefix: str) -> None:
-    """Compares data with the schema; the first unknown key is named with its nearest match.
-
-    A list where keys belong, or keys where a list belongs, is refused here: OmegaConf's error would name no key.
-
-    Args:
-        data: A part of the configuration.
-        schema: The type that this part must have.
-        where: Name of the source, for messages.
-        prefix: Dotted keys that lead to this part, each with a dot behind it.
-    """
-    origin, arguments = typing.get_origin(schema), typing.get_args(schema)
-    if origin in (typing.Union, types.UnionType):  # ``list[float] | None`` and the like
-        _check_keys(data, arguments[0], where, prefix)
-    if origin is list and isinstance(data, Mapping):
-        raise ConfigError(f"{where}: {prefix[:-1]}: expected a list, got {data!r}")
-    if origin is list and isinstance(data, list):
-        for index, value in enumerate(data):
-            if isinstance(value, Mapping | list):
-                raise ConfigError(f"{where}: {prefix[:-1]}[{index}]: expected a number, got {value!r}")
-    if _holds_text(schema) and isinstance(data, bool | int | float):
-        raise ConfigError(f"{where}: {prefix[:-1]}: expected text, got {data!r}; text that looks so goes in quotes")
-    has_keys = dataclasses.is_dataclass(schema)
-    if (has_keys and not isinstance(data, Mapping)) or (origin is dict and isinstance(data, list)):
-        raise ConfigError(f"{where}: {prefix[:-1]}: expected keys below it, got {data!r}")
-    if origin is dict and dataclasses.is_dataclass(arguments[1]) and isinstance(data, Mapping):
-        for key, value in data.items():
-            _check_keys(value, arguments[1], where, f"{prefix}{key}.")
-    if has_keys:
-        hints = _hints(typing.cast("type", schema))
-        for key, value in data.items():
-            if key not in hints:
-                raise ConfigError(f"{where}: unknown key '{prefix}{key}'{near(str(key), hints)}")
-            _check_keys(value, hints[key], where, f"{prefix}{key}.")
 
 
 def data_root(config: Config) -> Path:

@@ -13,8 +13,8 @@ import pytest
 from tiny import TINY
 
 from mnv2det.cli import build_parser, main
-from mnv2det.cli.train import run_name
 from mnv2det.commands.evaluate import evaluate_source
+from mnv2det.commands.train import run_name
 from mnv2det.config import load_config
 from mnv2det.engine.trainer import train
 

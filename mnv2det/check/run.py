@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from mnv2det.check.parts import config_splits, read_parts
 from mnv2det.check.pictures import check_duplicates, check_masks, check_pictures, mask_classes
 from mnv2det.check.pool import Crash, parallel
 from mnv2det.check.split import Array, Split, mask_counts
-from mnv2det.config import Config, load_config
+from mnv2det.config import Config, ConfigSource, Overrides, find_config, load_config
 from mnv2det.engine.build import check
 from mnv2det.engine.coverage import coverage_gap
 from mnv2det.errors import ConfigError
@@ -104,8 +104,8 @@ class Report:
 
 
 def check_data(
-    source: str | Path,
-    overrides: Sequence[str] = (),
+    source: ConfigSource,
+    overrides: Overrides = (),
     *,
     workers: int = 1,
     size: tuple[int, int] | None = None,
@@ -118,8 +118,8 @@ def check_data(
     ``image_leak``, the same picture in two splits, which training cannot see.
 
     Args:
-        source: A YAML of configs/, a run folder, or a folder in VOC's layout or with COCO-style json.
-        overrides: ``key=value`` on the config.
+        source: A folder in VOC's layout or with COCO-style json, or a config as `load_config` takes it.
+        overrides: Of the config, as `load_config` takes them.
         workers: Processes that read; 0 reads in this one.
         size: (H, W) of the network's input, for the anchors; None takes the config's, 320x320 for a folder.
         mask_count: Number of mask classes, for a folder.
@@ -129,8 +129,9 @@ def check_data(
         ConfigError: The config is wrong, or ``fix`` would write where it must not.
         DataError: There is no such data set at all, or no list or json of it can be read.
     """
-    path = Path(os.path.normpath(source))
-    config = _config(path, overrides)
+    name = str(source) if isinstance(source, str | os.PathLike) else "config"
+    path, keyed = Path(os.path.normpath(name)), isinstance(source, Mapping | Config)
+    config = load_config(source, overrides) if keyed else _config(find_config(path), overrides)
     aside: list[Finding] = []
     if config is None:
         folder_parts, aside = recognise(path, mask_count)
@@ -157,13 +158,13 @@ def check_data(
             findings += anchors.findings(boxed[0].split.name)
     order = {kind: (SEVERITIES.index(KINDS[kind].severity), number) for number, kind in enumerate(KINDS)}
     findings.sort(key=lambda finding: order[finding.kind])
-    report = Report(str(source), parts, findings, anchors, remarks)
+    report = Report(name, parts, findings, anchors, remarks)
     if fix is not None:
         report.fixed = write_fixed(splits, findings, [part.sizes for part in parts], Path(fix))
     return report
 
 
-def _config(path: Path, overrides: Sequence[str]) -> Config | None:
+def _config(path: Path, overrides: Overrides) -> Config | None:
     """The config that a path means, or None for a folder of data."""
     if not path.exists():
         raise ConfigError(f"{path}: no such config or folder")
@@ -172,7 +173,7 @@ def _config(path: Path, overrides: Sequence[str]) -> Config | None:
     if not path.is_dir() or RunFolder(path).exists:
         return load_config(config_file(path), overrides)
     if overrides:
-        raise ConfigError(f"{path}: is a folder; overrides such as '{overrides[0]}' are for a config")
+        raise ConfigError(f"{path}: is a folder; overrides such as '{next(iter(overrides))}' are for a config")
     return None
 
 

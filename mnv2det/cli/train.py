@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from itertools import chain
 from pathlib import Path
@@ -18,9 +17,10 @@ from mnv2det.cli.common import (
     print_metrics,
     write_json_file,
 )
-from mnv2det.config import Config, check_warmup, data_root, load_config, to_yaml
+from mnv2det.commands.train import run_name, train_run
+from mnv2det.config import load_config, to_yaml
 from mnv2det.errors import ConfigError, Mnv2detError
-from mnv2det.io import CONFIG, RunFolder, config_file
+from mnv2det.io import RunFolder, config_file
 
 STOPPING = """Ctrl-C, SIGTERM and SIGUSR1 finish the step, save and exit with 130; once more, a second later, ends it at
 once. Other exit codes: 0 done, 1 failed (a non-finite loss, a full disk, a dead process), 2 your mistake."""
@@ -121,17 +121,14 @@ def _train(args: argparse.Namespace) -> int:
     if args.resume:
         run.check_begun()
     config = load_config(run.config if args.resume else config_file(args.config), args.overrides)
-    if config.train.steps and not args.resume:
-        check_warmup(config, config.train.steps)  # the trainer checks runs whose length is stated in epochs
-    _check_paths(config, run, bool(args.resume))
-    from mnv2det.commands.weights import provide
-    from mnv2det.engine.trainer import train
-
-    provide(config.model.weights, progress=is_main_process())
-
     try:
-        summary = train(
-            config, run.path, resume=bool(args.resume), allow_changes=args.allow_changes, device=args.device
+        summary = train_run(
+            config,
+            run.path,
+            resume=bool(args.resume),
+            allow_changes=args.allow_changes,
+            device=args.device,
+            progress=is_main_process(),
         )
     except Mnv2detError as error:
         if error.silent:  # torchrun's first process prints it
@@ -143,29 +140,6 @@ def _train(args: argparse.Namespace) -> int:
     print(f"{summary['steps']} steps, {summary['seconds'] / 60:.1f} minutes of training; run folder: {run}")
     write_json_file(args, summary)
     return 0
-
-
-def run_name(config: str) -> str:
-    """The name of the config, or of the imported folder that it lies in."""
-    path = Path(os.path.abspath(config))
-    if path.name == CONFIG:
-        return path.parent.name
-    return path.stem if path.suffix in (".yaml", ".yml") else path.name
-
-
-def _check_paths(config: Config, run: RunFolder, resume: bool) -> None:
-    """Checks what can be checked without torch, whose import takes seconds.
-
-    Raises:
-        ConfigError: The folder of the data is missing, or the run folder is in use.
-    """
-    root = data_root(config)
-    if (config.data.root or os.environ.get("MNV2DET_DATA")) and not root.is_dir():
-        key = "data.root" if config.data.root else "MNV2DET_DATA"
-        raise ConfigError(f"{key}: {root}: no such folder")
-    # torchrun may have restarted these processes, whose run then exists: the trainer finds out
-    if not resume and "WORLD_SIZE" not in os.environ:
-        run.check_unused()
 
 
 def _eval(args: argparse.Namespace) -> int:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from mnv2det.config import load_config
+from mnv2det.config import ConfigSource, Overrides, load_config
 from mnv2det.engine.build import build_evaluators, build_validation_set, check
 from mnv2det.engine.dist import processes
 from mnv2det.engine.evaluate import evaluate_model
 from mnv2det.errors import ConfigError
-from mnv2det.io import config_file
 from mnv2det.models.build import from_file, weights_of
 
 
 def evaluate_source(
-    source: str | os.PathLike[str],
-    overrides: Sequence[str] = (),
+    source: ConfigSource,
+    overrides: Overrides = (),
     *,
     weights: str | os.PathLike[str] | None = None,
     device: str | None = None,
@@ -27,9 +25,9 @@ def evaluate_source(
     """Measures trained weights on a config's validation set.
 
     Args:
-        source: A run folder (its config and ``best.safetensors``) or a YAML whose
+        source: A run folder (its config and ``best.safetensors``), or another config as `load_config` takes it, whose
             ``model.weights`` holds a whole model.
-        overrides: ``key=value`` on the config; ``output_stride``, arguments of heads and, of a run,
+        overrides: Of the config, as `load_config` takes them; ``output_stride``, arguments of heads and, of a run,
             the input size apply to the weights.
         weights: Another weight file, or a run folder, whose best weights it means.
         device: As in `processes`.
@@ -41,12 +39,13 @@ def evaluate_source(
     Raises:
         ConfigError, DataError, WeightsError: As loading each of them.
     """
-    config = load_config(config_file(source), overrides)
+    config = load_config(source, overrides)
     check(config)
-    is_run = os.path.isdir(source)
-    stated = weights or (source if is_run else config.model.weights)
+    run = source if isinstance(source, str | os.PathLike) and os.path.isdir(source) else None
+    stated = weights or run or config.model.weights
     if stated is None:
-        raise ConfigError(f"{source}: nothing to evaluate; name a run folder, model.weights=FILE or --weights FILE")
+        name = source if isinstance(source, str | os.PathLike) else "config"
+        raise ConfigError(f"{name}: nothing to evaluate; name a run folder, model.weights=FILE or --weights FILE")
     path = weights_of(stated)
     args, size = config.model.backbone.args, config.model.input_size
     model, _ = from_file(
@@ -54,7 +53,7 @@ def evaluate_source(
         backbone={key: args[key] for key in ("output_stride",) if key in args},
         heads={name: task.head.args for name, task in config.tasks.items()},
         # the config of a run says what it was trained with, or what is to be tried; another YAML may be of any size
-        input_size=(size[0], size[1]) if is_run else None,
+        input_size=(size[0], size[1]) if run else None,
     )
     dataset = build_validation_set(config, dict(model.heads.items()), model.classes, str(path))
     with processes(device) as group:
