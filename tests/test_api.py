@@ -102,6 +102,7 @@ def test_keys_and_values_are_a_config_and_may_name_a_base(root: Path) -> None:
         assert given["base"] == base, "what was given must not change"
 
 
+@pytest.mark.training
 def test_a_folder_with_a_config_is_one(here: Path) -> None:
     assert load_config("data/photos") == load_config(here / "data/photos/config.yaml")
     assert load_config(mnv2det.Run("runs/photos")).seed == 3
@@ -134,6 +135,7 @@ def test_the_checks_are_those_of_files(config: Any, overrides: dict[str, Any], m
 # runs
 
 
+@pytest.mark.training
 def test_a_run_says_what_it_holds(here: Path) -> None:
     run = mnv2det.Run("runs/photos")
     assert (repr(run), str(run), run.best) == (
@@ -153,6 +155,7 @@ def test_a_run_says_what_it_holds(here: Path) -> None:
         mnv2det.Run("data")
 
 
+@pytest.mark.training
 def test_a_run_goes_on_where_it_stopped(here: Path) -> None:
     more = {"steps": 5}
     with pytest.raises(mnv2det.ConfigError, match=r"runs/photos: holds a run already"):
@@ -166,6 +169,7 @@ def test_a_run_goes_on_where_it_stopped(here: Path) -> None:
     assert mnv2det.train(run, resume=True, allow_changes=True, device="cpu", train=more).history[-1]["step"] == 5
 
 
+@pytest.mark.training
 def test_data_is_checked_by_the_same_rules(here: Path) -> None:
     report = mnv2det.check_data("data/photos", **{"data.val.args.count": 2})
     assert [len(part.facts) for part in report.parts] == [8, 2]
@@ -178,6 +182,7 @@ def test_data_is_checked_by_the_same_rules(here: Path) -> None:
 # the documents
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("written", ["nothing", pytest.param("a file", marks=[pytest.mark.slow, pytest.mark.export])])
 def test_the_snippets_for_python_run(
     here: Path, root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, written: str
@@ -204,6 +209,7 @@ def test_the_snippets_for_python_run(
     assert re.search(r"; 48x64\n", capsys.readouterr().out)
 
 
+@pytest.mark.training
 def test_the_snippet_of_the_readme_runs(here: Path, root: Path) -> None:
     (block,) = snippets(root / "README.md", "From Python:")
     names: dict[str, Any] = {}

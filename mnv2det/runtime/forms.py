@@ -33,6 +33,12 @@ def chosen(detections: Detections, rows: Tensor) -> Detections:
     return Detections(detections.boxes[rows], detections.scores[rows], detections.labels[rows])
 
 
+def _best(detections: Detections, threshold: float) -> Detections:
+    """The boxes that score at least that much. They are the first ones: slices cost a prediction less than a mask."""
+    count = int(np.count_nonzero(detections.scores.cpu().numpy() >= threshold))
+    return Detections(detections.boxes[:count], detections.scores[:count], detections.labels[:count])
+
+
 def filtered(
     results: Results, class_names: Names, names: str | Collection[str] | None, threshold: float | None
 ) -> dict[str, TaskResult]:
@@ -41,7 +47,7 @@ def filtered(
         raise ConfigError(f"threshold: expected a number from 0 to 1, got {threshold}")
     kept, detectors = dict(results), detectors_of(results)
     if threshold is not None:
-        kept |= {task: chosen(found, found.scores >= threshold) for task, found in detectors.items()}
+        kept |= {task: _best(found, threshold) for task, found in detectors.items()}
     if names is not None:
         wanted = {names} if isinstance(names, str) else set(names)
         known = {name for task in detectors for name in class_names[task]}
