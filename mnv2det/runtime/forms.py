@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mnv2det.errors import ConfigError, near
-from mnv2det.report.draw import draw_detections, draw_mask
+from mnv2det.data.images import EXTENSIONS
+from mnv2det.errors import ConfigError, DataError, near
+from mnv2det.io import write_atomically
+from mnv2det.report.draw import draw_detections, draw_mask, encode
 from mnv2det.structures import Detections, Scores, Segmentation, TaskResult
 
 Results = Mapping[str, TaskResult]
@@ -106,6 +110,22 @@ def draw(image: NDArray[np.uint8], results: Results, names: Names) -> NDArray[np
     return image
 
 
+def write_picture(path: str | os.PathLike[str], image: NDArray[np.uint8]) -> None:
+    """Writes a picture uint8 (H, W, 3), RGB, in the format that the file's suffix names.
+
+    Raises:
+        DataError: There is no such format, or the file cannot be written.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in EXTENSIONS:
+        raise DataError(f"{path}: no such format of pictures; expected one of {', '.join(sorted(EXTENSIONS))}")
+    data = encode(image, suffix)
+    try:
+        write_atomically(path, lambda file: file.write(data))
+    except OSError as error:
+        raise DataError(f"{path}: cannot write ({error.strerror})") from None
+
+
 def plain(results: Results, names: Names) -> dict[str, Any]:
     """The results as plain data that JSON can hold; see `mnv2det.runtime.result.Result.to_dict`."""
     content: dict[str, Any] = {}
@@ -149,6 +169,21 @@ def coco_results(detections: Detections, image_id: int | str, category_ids: Sequ
             "bbox": [round(value, 3) for value in box.tolist()],
             "score": round(float(score), 6),
         }
+
+
+def coco_rows(
+    detectors: Mapping[str, Detections], names: Names, image_id: int | str, category_ids: Sequence[int] | None
+) -> list[dict[str, Any]]:
+    """The rows of all detectors; see `mnv2det.runtime.result.Result.to_coco`."""
+    count = sum(len(names[task]) for task in detectors)
+    ids = list(range(1, count + 1) if category_ids is None else category_ids)
+    if len(ids) != count:
+        raise ConfigError(f"category_ids: expected {count}, one for each class, got {len(ids)}")
+    rows: list[dict[str, Any]] = []
+    for task, found in detectors.items():
+        rows += coco_results(found, image_id, ids)
+        ids = ids[len(names[task]) :]
+    return rows
 
 
 def class_shares(segmentation: Segmentation, names: Sequence[str]) -> dict[str, float]:

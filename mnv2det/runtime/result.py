@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
@@ -13,21 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mnv2det.data.images import EXTENSIONS
-from mnv2det.errors import ConfigError, DataError, near
-from mnv2det.io import import_optional, write_atomically
+from mnv2det.errors import near
+from mnv2det.io import import_optional
 from mnv2det.report.draw import encode
-from mnv2det.runtime.forms import (
-    BEST,
-    best_classes,
-    chosen,
-    coco_results,
-    describe,
-    detectors_of,
-    draw,
-    filtered,
-    plain,
-)
+from mnv2det.runtime import forms
 from mnv2det.structures import Detections, Scores, Segmentation, TaskResult
 
 R = TypeVar("R", Detections, Segmentation, Scores)
@@ -129,10 +117,10 @@ class Result:
         """Of the classifier: names of all classes, in the order of `probabilities`; `top` has the best ones."""
         return list(self.class_names[self._of(Scores)[0]])
 
-    def top(self, count: int = BEST) -> list[tuple[str, float]]:
+    def top(self, count: int = forms.BEST) -> list[tuple[str, float]]:
         """Of the classifier: name and probability of the best classes, best first."""
         task, found = self._of(Scores)
-        return best_classes(found, self.class_names[task], count)
+        return forms.best_classes(found, self.class_names[task], count)
 
     def _of(self, kind: type[R]) -> tuple[str, R]:
         """The only task with such results."""
@@ -143,8 +131,6 @@ class Result:
         if found:
             raise AttributeError(f"this model has several {WHAT[kind]}s ({tasks}): take one with only('{found[0][0]}')")
         raise AttributeError(f"this model has no {WHAT[kind]}; its tasks: {tasks}")
-
-    # by task
 
     def keys(self) -> KeysView[str]:
         """Names of the tasks."""
@@ -167,7 +153,7 @@ class Result:
 
     def detectors(self) -> dict[str, Detections]:
         """The results of those tasks that find boxes."""
-        return detectors_of(self._results)
+        return forms.detectors_of(self._results)
 
     def only(self, *tasks: str) -> Result:
         """The result of some of the tasks alone.
@@ -179,8 +165,6 @@ class Result:
 
     def _with(self, results: Mapping[str, TaskResult]) -> Result:
         return Result(results, self.class_names, self.image)
-
-    # boxes
 
     def __len__(self) -> int:
         return sum(len(found.scores) for found in self.detectors().values())
@@ -211,7 +195,7 @@ class Result:
         task, found = self._of(Detections)
         # NumPy knows every kind of index, and says what is wrong with one
         rows = np.arange(len(found.scores))[index.cpu().numpy() if isinstance(index, Tensor) else index]
-        return self._with({**self._results, task: chosen(found, torch.from_numpy(np.array(rows, np.int64)))})
+        return self._with({**self._results, task: forms.chosen(found, torch.from_numpy(np.array(rows, np.int64)))})
 
     def filter(self, *, names: str | Collection[str] | None = None, threshold: float | None = None) -> Result:
         """The boxes of some classes, or with some score; masks and probabilities stay as they are.
@@ -223,13 +207,11 @@ class Result:
         Raises:
             ConfigError: There is no such class, or the threshold is out of range.
         """
-        return self._with(filtered(self._results, self.class_names, names, threshold))
-
-    # to look at
+        return self._with(forms.filtered(self._results, self.class_names, names, threshold))
 
     def draw(self) -> NDArray[np.uint8]:
         """The picture with masks and boxes drawn on it, uint8 (H, W, 3), RGB; what a classifier says is not drawn."""
-        return draw(self.image, self._results, self.class_names)
+        return forms.draw(self.image, self._results, self.class_names)
 
     def plot(self) -> PIL.Image.Image:
         """What `draw` draws as a picture of Pillow's, RGB, in the size of the picture."""
@@ -241,14 +223,7 @@ class Result:
         Raises:
             DataError: There is no such format, or the file cannot be written.
         """
-        suffix = Path(path).suffix.lower()
-        if suffix not in EXTENSIONS:
-            raise DataError(f"{path}: no such format of pictures; expected one of {', '.join(sorted(EXTENSIONS))}")
-        data = encode(self.draw(), suffix)
-        try:
-            write_atomically(path, lambda file: file.write(data))
-        except OSError as error:
-            raise DataError(f"{path}: cannot write ({error.strerror})") from None
+        forms.write_picture(path, self.draw())
 
     def _repr_png_(self) -> bytes:
         """Shows it in notebooks."""
@@ -258,9 +233,7 @@ class Result:
         return f"<{type(self).__name__}: {self}>"
 
     def __str__(self) -> str:
-        return "; ".join([*describe(self._results, self.class_names), "{}x{}".format(*self.size)])
-
-    # for other programs
+        return "; ".join([*forms.describe(self._results, self.class_names), "{}x{}".format(*self.size)])
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data that JSON can hold; the numbers are rounded as in ``predictions.json``.
@@ -272,7 +245,7 @@ class Result:
             of each task.
         """
         height, width = self.size
-        return {"height": height, "width": width, **plain(self._results, self.class_names)}
+        return {"height": height, "width": width, **forms.plain(self._results, self.class_names)}
 
     def to_coco(self, image_id: int | str, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """The boxes in COCO's results format, a row each: ``image_id``, ``category_id``, ``bbox`` and ``score``.
@@ -288,15 +261,7 @@ class Result:
         Raises:
             ConfigError: There are more or fewer ids than classes.
         """
-        count = sum(len(self.class_names[task]) for task in self.detectors())
-        ids = list(range(1, count + 1) if category_ids is None else category_ids)
-        if len(ids) != count:
-            raise ConfigError(f"category_ids: expected {count}, one for each class, got {len(ids)}")
-        rows: list[dict[str, Any]] = []
-        for task, found in self.detectors().items():
-            rows += coco_results(found, image_id, ids)
-            ids = ids[len(self.class_names[task]) :]
-        return rows
+        return forms.coco_rows(self.detectors(), self.class_names, image_id, category_ids)
 
     def to_pandas(self) -> Any:
         """The boxes as a ``pandas.DataFrame``: a row each with name, label, score, x1, y1, x2 and y2.
@@ -304,9 +269,9 @@ class Result:
         Raises:
             ConfigError: pandas is not installed.
         """
-        pandas = import_optional("pandas", "pandas")
+        rows = [(box.name, box.label, box.score, *box.box) for box in self]
         columns = ("name", "label", "score", "x1", "y1", "x2", "y2")
-        return pandas.DataFrame([(box.name, box.label, box.score, *box.box) for box in self], columns=columns)
+        return import_optional("pandas", "pandas").DataFrame(rows, columns=columns)
 
     def to_supervision(self) -> Any:
         """The detector's boxes as ``supervision.Detections``, with the names as ``data["class_name"]``.
@@ -314,8 +279,7 @@ class Result:
         Raises:
             ConfigError: supervision is not installed.
         """
-        supervision = import_optional("supervision", "supervision")
-        return supervision.Detections(
+        return import_optional("supervision", "supervision").Detections(
             xyxy=self.boxes.copy(),
             confidence=self.scores.copy(),
             class_id=self.labels.copy(),
