@@ -172,6 +172,7 @@ class TrainConfig:
         keep_checkpoints: How many of the newest checkpoints are kept: last.pt, last.1.pt ...
         skip_nonfinite: How many steps with a non-finite loss a run may leave out before it stops at one.
         log_every: Steps between lines in metrics.jsonl.
+        log_to: Where these numbers go as well: ``tensorboard``, ``mlflow``, ``wandb``; extras of the same names.
         sync_bn: Whether batch-norm statistics are taken over all processes.
         uncertainty: Whether the weights of the tasks' losses are learned along with the model (Kendall et al.,
             arXiv 1705.07115, equation 10); ``tasks.NAME.weight`` is where they start.
@@ -191,6 +192,7 @@ class TrainConfig:
     keep_checkpoints: PositiveInt = 2
     skip_nonfinite: NonNegativeInt = 0
     log_every: PositiveInt = 10
+    log_to: list[Literal["tensorboard", "mlflow", "wandb"]] = field(default_factory=list)
     sync_bn: bool = False
     uncertainty: bool = False
     best: str | None = None

@@ -50,7 +50,8 @@ def add(verbs: Any) -> None:
         "--resume",
         metavar="RUN",
         help="go on with this run folder from its last checkpoint; of key=value only those that say where and how"
-        " often (data.root, data.workers, train.log_every, train.checkpoint_every, train.keep_checkpoints) go with it",
+        " often (data.root, data.workers, train.log_every, train.log_to, train.checkpoint_every,"
+        " train.keep_checkpoints) go with it",
     )
     verb.add_argument("--allow-changes", action="store_true", help="with --resume: also keys that change the result")
     add_device(verb)

@@ -11,6 +11,7 @@ from mnv2det.data.dataset import Dataset
 from mnv2det.data.formats.base import Format
 from mnv2det.data.transforms import Transform
 from mnv2det.engine import optim  # noqa: F401 - registers optimizers and schedules
+from mnv2det.engine.sinks import check_sinks
 from mnv2det.errors import ConfigError, near
 from mnv2det.evaluation.evaluator import Evaluator
 from mnv2det.models.build import from_config
@@ -36,8 +37,9 @@ def check(config: Config) -> None:
     """Checks every component's name and arguments; reads no data and no weights.
 
     Raises:
-        ConfigError: All problems in one line.
+        ConfigError: All problems in one line, or a library that ``train.log_to`` names is not installed.
     """
+    check_sinks(config.train.log_to)
     components: list[tuple[Registry[Any], Component, str]] = [
         (BACKBONES, config.model.backbone, "model.backbone"),
         (DATASETS, config.data.train, "data.train"),

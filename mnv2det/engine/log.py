@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from tqdm import tqdm
 
+from mnv2det.engine.sinks import Sink, numbers_of
 from mnv2det.io import RunFolder, is_watched, to_json, write_atomically
 
 
@@ -20,10 +22,19 @@ class RunLog:
         active: Whether this process writes.
         step: On resume, the step to go on from: later lines of a killed run are dropped.
         evaluated: On resume, the step of the latest evaluation that counts: lines of later ones are dropped.
+        sinks: Get the numbers of training and evaluation as well.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, active: bool, step: int = 0, evaluated: int = 0) -> None:
-        self.path, self.active = RunFolder(folder).metrics, active
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        active: bool,
+        step: int = 0,
+        evaluated: int = 0,
+        sinks: Sequence[Sink] = (),
+    ) -> None:
+        self.path, self.active, self.sinks = RunFolder(folder).metrics, active, sinks
         if active and self.path.exists():
             lines = self.path.read_text(errors="replace").splitlines() if step else []
             kept = "".join(f"{line}\n" for line in lines if _is_older(line, step, evaluated))
@@ -34,6 +45,14 @@ class RunLog:
         if self.active:
             with self.path.open("a") as file:
                 file.write(to_json(record) + "\n")
+            if self.sinks and (numbers := numbers_of(record)):
+                for sink in self.sinks:
+                    sink.write(record["step"], numbers)
+
+    def close(self) -> None:
+        """Closes the sinks."""
+        for sink in self.sinks:
+            sink.close()
 
     def say(self, message: str) -> None:
         """Prints a line above the progress bar."""

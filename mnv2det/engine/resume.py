@@ -19,7 +19,9 @@ from mnv2det.models.model import Model
 from mnv2det.models.weight_file import Header
 
 # Keys that say where data is read and how often something is written: they may always change.
-HARMLESS = ("data.root", "data.workers", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints")
+HARMLESS = (
+    "data.root", "data.workers", "train.log_every", "train.log_to", "train.checkpoint_every", "train.keep_checkpoints",
+)  # fmt: skip
 # Keys that may never change: the checkpoint's weights and optimizer statistics would not fit or mean something else.
 FIXED = (
     *(f"model.{key}" for key in ("backbone", "input_size", "mean", "std", "fit", "sampling", "weights")),

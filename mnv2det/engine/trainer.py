@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -34,6 +35,7 @@ from mnv2det.engine.interrupt import Interrupted, stop_requests
 from mnv2det.engine.learner import Learner
 from mnv2det.engine.log import RunLog, progress_bar
 from mnv2det.engine.resume import check_changes, open_run, resumed_model
+from mnv2det.engine.sinks import open_sinks
 from mnv2det.errors import ConfigError, DataError, TrainingError
 from mnv2det.io import RunFolder, write_atomically
 from mnv2det.models.build import from_config
@@ -156,7 +158,10 @@ class _Trainer:
         """
         try:
             self._begin(notes)
-            with progress_bar(self.total, self.progress.step, active=self.group.main) as bar:
+            with (
+                progress_bar(self.total, self.progress.step, active=self.group.main) as bar,
+                contextlib.closing(self.log),
+            ):
                 return self._loop(bar, stop)
         except (OSError, RuntimeError, MemoryError) as error:
             # torch raises a worker's death wherever the main thread happens to be
@@ -172,7 +177,11 @@ class _Trainer:
         if self.group.main:
             self.run.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.run.config, lambda file: file.write(to_yaml(self.config).encode()))
-        self.log = RunLog(self.run.path, active=self.group.main, step=progress.step, evaluated=progress.evaluated)
+        names = self.config.train.log_to if self.group.main else []
+        sinks = open_sinks(names, self.run.path, to_dict(self.config), progress.step)
+        self.log = RunLog(
+            self.run.path, active=self.group.main, step=progress.step, evaluated=progress.evaluated, sinks=sinks
+        )
         for note in [*notes, *self.notes, *(f"left out: {line}" for line in self.data.problems + self.val.problems)]:
             self.log.say(note)
         for change in self.changed:
