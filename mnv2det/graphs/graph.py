@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mnv2det.errors import ConfigError
 from mnv2det.graphs.ops import fit
+from mnv2det.models.deeplab import JoinPooled, repeat_and_join
 from mnv2det.models.head import Head
 from mnv2det.models.layers import ConvNorm
 from mnv2det.models.model import Model
@@ -45,11 +46,42 @@ class Folded(nn.Module):
         if self.pads_by_size:
             axis = (self.conv.kernel_size[0], self.conv.stride[0], self.conv.dilation[0])
             x = nn.functional.pad(x, (*same_padding(x.shape[-1], *axis), *same_padding(x.shape[-2], *axis)))
-        x = self.conv(x)
+        return self.activate(self.conv(x))
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Clips to the activation's range, in place where that can be."""
         if self.high is None:
             return x
         # torch.export takes many times longer if this is done in place
         return x.clamp(0.0, self.high) if torch.compiler.is_exporting() else x.clamp_(0.0, self.high)
+
+
+class FoldedJoin(Folded):
+    """A `JoinPooled` in evaluation, which multiplies the pooled channels once and not at every position.
+
+    A 1x1 convolution W = [A B] of channels that are alike everywhere and of others needs no map of the former:
+    act(W [pooled, rest] + b) = act((A pooled + b) + B rest). A larger one, which sees padding, is computed as it is.
+    """
+
+    def __init__(self, block: JoinPooled) -> None:
+        super().__init__(block)
+        self.splits = self.conv.kernel_size == (1, 1)
+        if not self.splits:
+            return
+        weight, bias = self.conv.weight, self.conv.bias
+        outputs, inputs = weight.shape[:2]
+        del self.conv
+        self.on_pooled = nn.Conv2d(block.pooled, outputs, 1)
+        self.on_rest = nn.Conv2d(inputs - block.pooled, outputs, 1, bias=False)
+        self.on_pooled.weight = nn.Parameter(weight[:, : block.pooled].clone(), requires_grad=False)
+        self.on_rest.weight = nn.Parameter(weight[:, block.pooled :].clone(), requires_grad=False)
+        self.on_pooled.bias = bias
+
+    def forward(self, pooled: Tensor, rest: Tensor) -> Tensor:  # type: ignore[override]
+        """See `JoinPooled`."""
+        if not self.splits:
+            return super().forward(repeat_and_join(pooled, rest))
+        return self.activate(self.on_pooled(pooled) + self.on_rest(rest))
 
 
 @torch.no_grad()
@@ -59,7 +91,7 @@ def fold(model: Model) -> Model:
     for parent in list(copied.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, ConvNorm):
-                setattr(parent, name, Folded(child))
+                setattr(parent, name, FoldedJoin(child) if isinstance(child, JoinPooled) else Folded(child))
     for head in _heads(copied).values():
         head.drop_training_parts()
     return copied.requires_grad_(False)

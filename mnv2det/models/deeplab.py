@@ -31,6 +31,28 @@ def _check(args: Mapping[str, Any]) -> Iterator[str]:
         yield "class_weights: expected some above 0, all are 0"
 
 
+class JoinPooled(ConvNorm):
+    """Joins channels that are pooled over the whole map, and come first, with the channels of the map itself.
+
+    Training and `mnv2det.models.counting` see one layer over all channels, as it was published. An export computes a
+    1x1 join in two parts (`mnv2det.graphs.graph.FoldedJoin`).
+
+    Attributes:
+        pooled: How many channels are pooled.
+    """
+
+    pooled: int
+
+    def forward(self, pooled: Tensor, rest: Tensor) -> Tensor:  # type: ignore[override]
+        """Maps the pooled channels (B, C, 1, 1) and the others (B, D, H, W) to (B, outputs, H, W)."""
+        return super().forward(repeat_and_join(pooled, rest))
+
+
+def repeat_and_join(pooled: Tensor, rest: Tensor) -> Tensor:
+    """Maps (B, C, 1, 1) and (B, D, H, W) to (B, C + D, H, W); to resize a single value is to repeat it."""
+    return torch.cat([pooled.expand(-1, -1, *rest.shape[-2:]), rest], dim=1)
+
+
 @HEADS.register("mobile_deeplab", check=_check)
 class MobileDeepLab(Dense):
     """Image pooling, a 1x1 convolution and, if asked for, ASPP, side by side, then joined; there is no decoder.
@@ -115,7 +137,10 @@ class MobileDeepLab(Dense):
         rates = [max(1, rate * 16 // stride) for rate in RATES] if aspp else []
         self.pool = block(inputs, channels)
         self.branches = nn.ModuleList([block(inputs, channels), *map(dilated, rates)])
-        self.join = block(channels * (2 + len(rates)), channels, join_kernel)
+        self.join = JoinPooled(
+            channels * (2 + len(rates)), channels, join_kernel, act="relu", eps=norm_eps, momentum=norm_momentum
+        )
+        self.join.pooled = channels
         self.dropout = nn.Dropout(dropout)
         self.classify = Conv(channels, classes, bias=True)
         if detail_tap:
@@ -149,9 +174,10 @@ class MobileDeepLab(Dense):
     def forward_export(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `Head`: ``logits``."""
         x = features[self.tap]
-        # resizing a single pooled value is repeating it
-        pooled = self.pool(x.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:])
-        joined = self.join(torch.cat([pooled, *(branch(x) for branch in self.branches)], dim=1))
+        pooled = self.pool(x.mean(dim=(2, 3), keepdim=True))
+        branches = [branch(x) for branch in self.branches]
+        # a join of one map would stay in some exported graphs
+        joined = self.join(pooled, torch.cat(branches, dim=1) if len(branches) > 1 else branches[0])
         logits = self.classify(self.dropout(joined))
         if self.detail_tap:
             detail = self.detail(features[self.detail_tap])
