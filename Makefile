@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := setup
 
-.PHONY: help setup demo quick test test-shared test-slow test-all tutorial lint clean
+.PHONY: help setup demo quick test test-shared test-slow test-export test-all tutorial lint clean
 
 help:
 	@echo "make setup        virtual environment in .venv, pinned by constraints.txt"
@@ -15,6 +15,7 @@ help:
 	@echo "make test         lint, and every test but the slow ones and those on real data"
 	@echo "make test-shared  the tests on real data in ../shared/data"
 	@echo "make test-slow    the tests that take minutes each"
+	@echo "make test-export  the tests of exports to ncnn, with the packages that write them"
 	@echo "make test-all     all of them"
 	@echo "make tutorial     runs docs/tutorial.md on real data, and updates it"
 
@@ -49,6 +50,11 @@ test-shared: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# what writes files for phones; too large for everybody's environment
+test-export: setup
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[test,ncnn]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m export_heavy
 
 test-all: test test-shared test-slow
 

@@ -75,15 +75,16 @@ def add(verbs: Any) -> None:
     verb.add_argument(
         "--format",
         metavar="F",
-        help="onnx, openvino, torch or that of a runtime of yours (default: as FILE ends, or onnx)",
+        help="onnx, openvino, torch, ncnn or that of a runtime of yours (default: as FILE ends, or onnx)",
     )
     verb.add_argument(
         "--form",
         choices=("complete", "raw"),
-        default="complete",
-        help="complete: a picture in, results out; raw: the network's input in, its tensors out (default: %(default)s)",
+        help="complete: a picture in, results out; raw: the network's input in, its tensors out (default: complete"
+        " where the format has it)",
     )
     verb.add_argument("--int8", action="store_true", help="quantise after training")
+    verb.add_argument("--fp16", action="store_true", help="store the weights in half precision (ncnn)")
     verb.add_argument(
         "--calibrate",
         metavar="DIR",
@@ -196,14 +197,18 @@ def _export(given: argparse.Namespace) -> int:
     provide(given.source)
     output = given.output
     if output is None:
-        kind = ("-int8" if given.int8 else "") + (f"-splits{given.splits}" if given.splits is not None else "")
-        output = _beside(given.source, f"model{kind}{runtime_of_format(given.format or 'onnx').suffix}")
+        kind = ("-int8" if given.int8 else "-fp16" if given.fp16 else "") + (
+            f"-splits{given.splits}" if given.splits is not None else ""
+        )
+        runtime = runtime_of_format(given.format or "onnx")
+        output = _beside(given.source, f"model{kind}{runtime.ending or runtime.suffix}")
     writer(output, given.format)
     summary = export(
         given.source,
         output,
         form=given.form,
         int8=given.int8,
+        fp16=given.fp16,
         calibrate=given.calibrate,
         images=given.images,
         count=given.count,

@@ -130,7 +130,11 @@ def ways_to_run(
         if name not in able:
             raise ConfigError(f"backend '{name}': {source} is run by {', '.join(able)}")
     ways = []
-    for runtime in (able[name] for name in backends or able if backends or able[name].available()):
+
+    def usable(runtime: Runtime) -> bool:
+        return runtime.available() if exported else runtime.can_write()
+
+    for runtime in (able[name] for name in backends or able if backends or usable(able[name])):
         for precision in precisions:
             if precision == "int8":
                 has = runtime.int8 and (int8 or exported)

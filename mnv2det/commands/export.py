@@ -36,8 +36,9 @@ def export(
     source: PathLike,
     output: PathLike,
     *,
-    form: Form = "complete",
+    form: Form | None = None,
     int8: bool = False,
+    fp16: bool = False,
     calibrate: PathLike | None = None,
     calibration: int = CALIBRATION,
     images: PathLike | None = None,
@@ -49,15 +50,16 @@ def export(
 ) -> dict[str, Any]:
     """Writes an exported model, then runs it beside torch on real pictures.
 
-    The file is put in place only if its results are torch's. Those of an int8 file are expected to differ; the
-    difference is stated, and its accuracy where a labelled set is given.
+    The file is put in place only if its results are torch's. Those of an int8 file, or of one with weights in half
+    precision, are expected to differ; the difference is stated, and its accuracy where a labelled set is given.
 
     Args:
         source: A run folder or a weight file.
         output: The file to write; its suffix selects the runtime: ``.onnx``, ``.xml`` (OpenVINO, with a ``.bin``
-            beside it), ``.pt2`` (torch.export) or that of a runtime of your own.
-        form: As `mnv2det.graphs.program.ExportMetadata` has it.
+            beside it), ``.pt2`` (torch.export), ``.param`` (ncnn) or that of a runtime of your own.
+        form: As `mnv2det.graphs.program.ExportMetadata` has it; None is the complete one where the format has it.
         int8: Whether to quantise after training.
+        fp16: Whether to store the weights in half precision.
         calibrate: Folder of pictures such as the model will see, not those it is measured on; None
             takes the run's training set.
         calibration: Most pictures of these that are used, evenly spread.
@@ -82,9 +84,15 @@ def export(
     """
     path = Path(output)
     runtime = writer(path)
-    if int8 and not runtime.int8:
-        able = " or ".join(other.suffix for other in runtimes() if other.int8)
-        raise ConfigError(f"--int8: written as {able}, not {runtime.suffix}")
+    for wanted, option in ((int8, "int8"), (fp16, "fp16")):
+        if wanted and not getattr(runtime, option):
+            able = " or ".join(other.suffix for other in runtimes() if getattr(other, option))
+            raise ConfigError(f"--{option}: written as {able}, not {runtime.suffix}")
+    if int8 and fp16:
+        raise ConfigError("--int8 and --fp16: weights are stored in one of them")
+    form = form or runtime.forms[0]
+    if form not in runtime.forms:
+        raise ConfigError(f"--form {form}: the format {runtime.format} has {' or '.join(runtime.forms)} files only")
     if calibrate is not None and not int8:
         raise ConfigError("--calibrate FOLDER is for --int8")
     if splits is not None and int8:
@@ -99,6 +107,8 @@ def export(
     pictures, where = pictures_to_compare(source, images or calibrate, count, problems)
     calibrated = pictures_to_calibrate(source, calibrate, calibration, problems) if int8 else None
     program = ExportProgram(model, ExportMetadata(header, form), splits=splits)
+    if fp16:
+        program = program.halve()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial.") as folder:
@@ -106,13 +116,14 @@ def export(
             runtime.write(program if calibrated is None else program.quantize(calibrated), draft)
             exported = Predictor(draft)
             differences = compare(reference, exported, pictures)
-            if not int8 and differences.above(tolerance):
+            if not (int8 or fp16) and differences.above(tolerance):
                 raise WeightsError(f"{output}: not written, it differs from torch: {_line(differences, tolerance)}")
             before = data.measure(reference.batch, about="before") if data else {}
             after = data.measure(exported.batch, about="after") if data else {}
             del exported
             size = file_size(runtime.files(draft))
-            for file in Path(folder).iterdir():
+            # the file that the others belong to comes last
+            for file in sorted(Path(folder).iterdir(), key=lambda file: file == draft):
                 file.chmod(0o644)
                 shutil.move(file, path.parent / file.name)
     except OSError as error:
@@ -120,7 +131,7 @@ def export(
     return {
         "output": str(output),
         "form": form,
-        "precision": "int8" if int8 else "fp32",
+        "precision": "int8" if int8 else "fp16" if fp16 else "fp32",
         "bytes": size,
         "pictures": differences.pictures,
         "compared_on": where,

@@ -127,6 +127,13 @@ class Raw(nn.Module):
             inputs = self.model.normalize(image).permute(0, 3, 1, 2)
         else:
             inputs = self.model.normalize(image.permute(0, 3, 1, 2))
+        return self._tensors(inputs)
+
+    def of_planes(self, planes: Tensor) -> dict[str, Tensor]:
+        """Computes the same of pixels as planes, float32 (B, 3, H, W) from 0 to 255."""
+        return self._tensors(self.model.normalize(planes))
+
+    def _tensors(self, inputs: Tensor) -> dict[str, Tensor]:
         inputs = inputs.to(self.dtype)
         features = self.model.backbone(inputs, self.model.taps)
         return {

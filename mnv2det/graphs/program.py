@@ -33,6 +33,7 @@ from mnv2det.ops.nms import Suppress, suppress_greedily
 from mnv2det.registry import HEADS
 
 Form = Literal["raw", "complete"]
+Stored = Literal["fp32", "fp16", "int8"]
 OPSET = 20
 INPUT = "image"  # name of the network's input
 MIN_SIDE = 32  # pixels of an input's side: the stride of the whole backbone
@@ -48,14 +49,14 @@ class ExportMetadata:
         header: As in a weight file; its preprocessing holds for the raw form, too.
         form: ``raw``: the network's input in, the heads' tensors out. ``complete``: pictures of any size in,
             results out.
-        precision: ``fp32`` or ``int8``.
+        precision: ``fp32``, ``int8``, or ``fp16``: weights in half precision, computed with in float32.
     """
 
     KEYS: ClassVar[tuple[str, ...]] = (HEADER_KEY, "mnv2det_form", "mnv2det_precision")
 
     header: Header
     form: Form
-    precision: Literal["fp32", "int8"] = "fp32"
+    precision: Stored = "fp32"
 
     @property
     def any_size(self) -> bool:
@@ -82,7 +83,7 @@ class ExportMetadata:
         if missing:
             raise WeightsError(f"{where}: not exported by mnv2det (no '{missing[0]}' in its metadata)")
         header, form, precision = (entries[key] for key in cls.KEYS)
-        if form not in get_args(Form) or precision not in ("fp32", "int8"):
+        if form not in get_args(Form) or precision not in get_args(Stored):
             raise WeightsError(f"{where}: exported by a newer mnv2det ({form}, {precision}); update mnv2det")
         return cls(Header.from_json(header, where=where), form, precision)  # type: ignore[arg-type]
 
@@ -169,6 +170,12 @@ class ExportProgram:
         _tidy(proto)
         _set_metadata(proto, self.metadata)
         return proto
+
+    def halve(self) -> ExportProgram:
+        """The same program, for a runtime that writes its weights in half precision."""
+        halved = copy.copy(self)
+        halved.metadata = replace(self.metadata, precision="fp16")
+        return halved
 
     def quantize(self, pictures: Iterable[NDArray[np.uint8]]) -> ExportProgram:
         """The same program in int8. Only its `onnx` is: runtimes that hold int8 networks read or convert that.

@@ -277,7 +277,10 @@ def subsample(x: Tensor, step: int, pad: Padding) -> Tensor:
     """
     while step > 1:
         top, left = ((x.shape[-2] - 1) % 2, (x.shape[-1] - 1) % 2) if pad == "same" else (0, 0)
-        x = x[..., top::2, left::2]
+        x = x[..., top:, left:]
+        # ncnn, for which networks are traced, has no slices with a step; the largest of one value is that value
+        traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
+        x = F.max_pool2d(x, 1, stride=2) if traced else x[..., ::2, ::2]
         step //= 2
     return x
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mnv2det.errors import ConfigError, near
-from mnv2det.graphs.program import ExportMetadata, ExportProgram
+from mnv2det.graphs.program import ExportMetadata, ExportProgram, Form
 from mnv2det.io import import_optional
 from mnv2det.models.depthwise import has_bf16_kernels
 from mnv2det.models.head import Head
@@ -108,24 +108,32 @@ class Runtime(ABC):
     Attributes:
         format: The name by which ``--format`` selects its files.
         suffix: Of the files that it writes, with the dot.
+        ending: Of a file's name where the user gives none; by default the suffix.
         reads: Suffixes of the files that it opens.
         precisions: In which it runs a float network.
+        forms: Of `ExportMetadata` that it writes; the first is the default.
         int8: Whether it holds int8 networks.
+        fp16: Whether it holds weights in half precision.
         devices: Types of device that it runs on; the first is the default.
         native: Whether it runs a `Model` of ours as it is, without a file, on any device of ``devices`` and within
             a memory budget. Only `mnv2det.runtime.torch_runtime` does.
         library: Module that must be installed.
-        extra: The extra of this package that installs it.
+        converter: Another one that must be installed to write a file; empty if there is none.
+        extra: The extra of this package that installs both.
     """
 
     format: ClassVar[str]
     suffix: ClassVar[str]
+    ending: ClassVar[str] = ""
     reads: ClassVar[tuple[str, ...]]
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
+    forms: ClassVar[tuple[Form, ...]] = ("complete", "raw")
     int8: ClassVar[bool] = False
+    fp16: ClassVar[bool] = False
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     native: ClassVar[bool] = False
     library: ClassVar[str]
+    converter: ClassVar[str] = ""
     extra: ClassVar[str] = ""
 
     def __init__(self, name: str) -> None:
@@ -162,6 +170,10 @@ class Runtime(ABC):
     def available(self) -> bool:
         """Whether its library is installed; it is not imported."""
         return importlib.util.find_spec(self.library) is not None
+
+    def can_write(self) -> bool:
+        """Whether what it needs to write a file and to open it is installed; nothing is imported."""
+        return self.available() and (not self.converter or importlib.util.find_spec(self.converter) is not None)
 
     def import_library(self) -> Any:
         """Its library.

@@ -328,7 +328,10 @@ def test_a_split_export_is_checked_like_any(folder: Path, tmp_path: Path, form: 
 
 
 MISTAKES = [
-    (["m.safetensors", "-o", "m.tflite"], r"m\.tflite: expected a name that ends in \.onnx or \.xml or \.pt2"),
+    (
+        ["m.safetensors", "-o", "m.mlmodel"],
+        r"m\.mlmodel: expected a name that ends in \.param or \.onnx or \.xml or \.pt2",
+    ),
     (["m.safetensors", "-o", "m.pt2", "--format", "onnx"], r"m\.pt2: ends in \.pt2, which is torch"),
     (["m.safetensors", "--int8"], r"m\.safetensors is no run folder .* name pictures with --calibrate FOLDER"),
     (["m.safetensors", "--calibrate", "x"], r"--calibrate FOLDER is for --int8"),

@@ -94,7 +94,7 @@ def test_choices_and_messages_know_it(source: Path, exported: Path, tmp_path: Pa
     with pytest.raises(WeightsError, match=r"bad\.toy: no TorchScript"):
         Predictor(tmp_path / "bad.toy")
     for arguments, message in (
-        (["-o", "m.tflite"], r"ends in \.onnx or \.xml or (\.pt2 or \.toy|\.toy or \.pt2)"),
+        (["-o", "m.mlmodel"], r"ends in \.param or \.onnx or \.xml or (\.pt2 or \.toy|\.toy or \.pt2)"),
         (["-o", "m.toy", "--format", "onnx"], r"m\.toy: ends in \.toy, which is toyscript"),
         (["--format", "toyscrip"], "format 'toyscrip'; did you mean 'toyscript'"),
         (["--format", "toyscript", "--int8", "--calibrate", "x"], r"--int8: written as \.onnx or \.xml, not \.toy"),
