@@ -15,7 +15,7 @@ help:
 	@echo "make test         lint, and every test but the slow ones and those on real data"
 	@echo "make test-shared  the tests on real data in ../shared/data"
 	@echo "make test-slow    the tests that take minutes each"
-	@echo "make test-export  the tests of exports to ncnn, with the packages that write them"
+	@echo "make test-export  the tests of exports to ncnn and LiteRT, with the packages that write them"
 	@echo "make test-all     all of them"
 	@echo "make tutorial     runs docs/tutorial.md on real data, and updates it"
 
@@ -51,10 +51,14 @@ test-shared: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# what writes files for phones; too large for everybody's environment
-test-export: setup
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[test,ncnn]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m export_heavy
+# What writes files for phones is large, and litert-torch needs older typing_extensions and pydantic than the versions of
+# constraints.txt: an environment of its own.
+EXPORT_VENV := .venv-export
+test-export:
+	$(PYTHON) -m venv $(EXPORT_VENV)
+	grep -v '^typing\|^pydantic' constraints.txt > $(EXPORT_VENV)/constraints.txt
+	$(EXPORT_VENV)/bin/python -m pip install --quiet $(PIP_ARGS) -c $(EXPORT_VENV)/constraints.txt -e '.[test,ncnn,litert]'
+	OMP_NUM_THREADS=1 $(EXPORT_VENV)/bin/python -m pytest -m export_heavy
 
 test-all: test test-shared test-slow
 
@@ -78,4 +82,4 @@ lint: setup
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(EXPORT_VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

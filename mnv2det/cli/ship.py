@@ -75,7 +75,7 @@ def add(verbs: Any) -> None:
     verb.add_argument(
         "--format",
         metavar="F",
-        help="onnx, openvino, torch, ncnn or that of a runtime of yours (default: as FILE ends, or onnx)",
+        help="onnx, openvino, torch, ncnn, litert or that of a runtime of yours (default: as FILE ends, or onnx)",
     )
     verb.add_argument(
         "--form",
@@ -84,7 +84,7 @@ def add(verbs: Any) -> None:
         " where the format has it)",
     )
     verb.add_argument("--int8", action="store_true", help="quantise after training")
-    verb.add_argument("--fp16", action="store_true", help="store the weights in half precision (ncnn)")
+    verb.add_argument("--fp16", action="store_true", help="store the weights in half precision (ncnn, litert)")
     verb.add_argument(
         "--calibrate",
         metavar="DIR",

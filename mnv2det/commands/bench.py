@@ -171,15 +171,18 @@ def make_rows(
         ]
     weights = weights_of(source)
     model, header = from_file(str(weights), heads=settings.heads)
-    programs = {"fp32": ExportProgram(model, ExportMetadata(header, "raw"))}
+    whole = ExportProgram(model, ExportMetadata(header, "raw"))
+    programs: dict[Any, ExportProgram] = {"fp32": whole}
     rows = []
     for runtime, precision in ways:
         kind = "int8" if precision == "int8" else "fp32"
-        if kind not in programs:
-            programs[kind] = programs["fp32"].quantize(calibration())
+        # most runtimes quantise in the same way, which is done once for all of them
+        way = type(runtime).quantize if kind == "int8" else kind
+        if way not in programs:
+            programs[way] = runtime.quantize(whole, calibration())
         file = weights if runtime.native else folder / f"{runtime.name}-{kind}{runtime.suffix}"
         if not file.is_file():
-            runtime.write(programs[kind], file)
+            runtime.write(programs[way], file)
         rows.append(Row(runtime.name, precision, file, file_size(runtime.files(file))))
     return rows
 

@@ -55,8 +55,8 @@ def export(
 
     Args:
         source: A run folder or a weight file.
-        output: The file to write; its suffix selects the runtime: ``.onnx``, ``.xml`` (OpenVINO, with a ``.bin``
-            beside it), ``.pt2`` (torch.export), ``.param`` (ncnn) or that of a runtime of your own.
+        output: The file to write; its suffix selects the runtime: ``.onnx``, ``.xml`` (OpenVINO), ``.pt2``
+            (torch.export), ``.param`` (ncnn), ``.tflite`` (LiteRT) or that of a runtime of your own.
         form: As `mnv2det.graphs.program.ExportMetadata` has it; None is the complete one where the format has it.
         int8: Whether to quantise after training.
         fp16: Whether to store the weights in half precision.
@@ -113,7 +113,7 @@ def export(
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial.") as folder:
             draft = Path(folder) / path.name
-            runtime.write(program if calibrated is None else program.quantize(calibrated), draft)
+            runtime.write(program if calibrated is None else runtime.quantize(program, calibrated), draft)
             exported = Predictor(draft)
             differences = compare(reference, exported, pictures)
             if not (int8 or fp16) and differences.above(tolerance):

@@ -49,7 +49,7 @@ class ExportMetadata:
         header: As in a weight file; its preprocessing holds for the raw form, too.
         form: ``raw``: the network's input in, the heads' tensors out. ``complete``: pictures of any size in,
             results out.
-        precision: ``fp32``, ``int8``, or ``fp16``: weights in half precision, computed with in float32.
+        precision: ``fp32``, ``int8``, or ``fp16``: weights in half precision.
     """
 
     KEYS: ClassVar[tuple[str, ...]] = (HEADER_KEY, "mnv2det_form", "mnv2det_precision")
@@ -101,10 +101,12 @@ class ExportProgram:
 
     Attributes:
         metadata: What the file will say of itself.
+        calibration: Inputs that `calibrate_on` made of pictures.
     """
 
     def __init__(self, model: Model, metadata: ExportMetadata, *, splits: int | None = None) -> None:
         self.model, self.metadata, self.splits = model, metadata, splits
+        self.calibration: list[NDArray[np.uint8]] = []
 
     @property
     def example(self) -> Tensor:
@@ -190,6 +192,17 @@ class ExportProgram:
         quantized.metadata = replace(self.metadata, precision="int8")
         quantized.onnx = to_int8(self.onnx, map(self._input, pictures))
         _set_metadata(quantized.onnx, quantized.metadata)
+        return quantized
+
+    def calibrate_on(self, pictures: Iterable[NDArray[np.uint8]]) -> ExportProgram:
+        """The same program, for a runtime that quantises its own files to int8 when it writes them.
+
+        Args:
+            pictures: As `quantize` takes them.
+        """
+        quantized = copy.copy(self)
+        quantized.metadata = replace(self.metadata, precision="int8")
+        quantized.calibration = [self._input(picture) for picture in pictures]
         return quantized
 
     def _input(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -14,7 +14,7 @@ import importlib.util
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -146,6 +146,18 @@ class Runtime(ABC):
         Raises:
             ConfigError: The program has no such form, or a library is not installed.
         """
+
+    def quantize(self, program: ExportProgram, pictures: Iterable[NDArray[np.uint8]]) -> ExportProgram:
+        """The program in int8, for `write`; by default by way of ONNX.
+
+        Args:
+            program: In float32.
+            pictures: To calibrate on, uint8 (H, W, 3) each.
+
+        Raises:
+            ConfigError: As `ExportProgram.quantize`.
+        """
+        return program.quantize(pictures)
 
     @abstractmethod
     def open(self, path: Path, options: Options) -> Session:

@@ -35,9 +35,9 @@ class Predictor:
 
     Args:
         source: A run folder (its ``best.safetensors``), a weight file, or an exported model
-            (``.onnx``, ``.xml`` of OpenVINO, ``.pt2``, ``.param`` of ncnn).
-        backend: ``torch``, ``onnxruntime``, ``openvino``, ``ncnn`` or a runtime of your own. ``auto`` takes torch for
-            weights, which the others need seconds to convert, and for an exported model the first that reads it.
+            (``.onnx``, ``.xml`` of OpenVINO, ``.pt2``, ``.param`` of ncnn, ``.tflite``).
+        backend: ``torch``, ``onnxruntime``, ``openvino``, ``ncnn``, ``litert`` or a runtime of your own. ``auto`` takes
+            torch for weights, which the others must convert first, and for an exported model the first that reads it.
         device: ``cpu``, ``cuda`` ...; None takes CUDA where there is one and the backend is torch.
         threads: That a prediction computes with; None takes all cores. Of torch they are the process's.
         precision: ``fp32``, or ``bf16`` where backend and processor have it. An int8 file stays int8;

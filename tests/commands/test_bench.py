@@ -112,7 +112,7 @@ def test_components_that_a_measuring_process_cannot_import_are_one_line(source: 
 
 
 def test_mistakes_are_one_line(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(ConfigError, match=r"backend 'onnx': .* is run by ncnn, onnxruntime, openvino, torch"):
+    with pytest.raises(ConfigError, match=r"backend 'onnx': .* is run by litert, ncnn, onnxruntime, openvino, torch"):
         bench(str(source), backends=["onnx"])
     with pytest.raises(ConfigError, match="precisions: no 'fp64'"):
         bench(str(source), precisions=["fp64"])

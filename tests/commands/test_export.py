@@ -330,12 +330,15 @@ def test_a_split_export_is_checked_like_any(folder: Path, tmp_path: Path, form: 
 MISTAKES = [
     (
         ["m.safetensors", "-o", "m.mlmodel"],
-        r"m\.mlmodel: expected a name that ends in \.param or \.onnx or \.xml or \.pt2",
+        r"m\.mlmodel: expected a name that ends in \.tflite or \.param or \.onnx or \.xml or \.pt2",
     ),
     (["m.safetensors", "-o", "m.pt2", "--format", "onnx"], r"m\.pt2: ends in \.pt2, which is torch"),
     (["m.safetensors", "--int8"], r"m\.safetensors is no run folder .* name pictures with --calibrate FOLDER"),
     (["m.safetensors", "--calibrate", "x"], r"--calibrate FOLDER is for --int8"),
-    (["m.safetensors", "--int8", "--calibrate", "x", "--format", "torch"], r"--int8: written as \.onnx or \.xml"),
+    (
+        ["m.safetensors", "--int8", "--calibrate", "x", "--format", "torch"],
+        r"--int8: written as \.tflite or \.onnx or \.xml",
+    ),
     (["m.safetensors", "--images", "nowhere"], r"nowhere: no such folder"),
     (["m.safetensors", "--count", "0"], r"--count must be at least 1"),
     (["m.safetensors", "data.root=x"], r"data\.root=x: overrides are for the config of --accuracy"),

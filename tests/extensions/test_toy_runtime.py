@@ -94,10 +94,13 @@ def test_choices_and_messages_know_it(source: Path, exported: Path, tmp_path: Pa
     with pytest.raises(WeightsError, match=r"bad\.toy: no TorchScript"):
         Predictor(tmp_path / "bad.toy")
     for arguments, message in (
-        (["-o", "m.mlmodel"], r"ends in \.param or \.onnx or \.xml or (\.pt2 or \.toy|\.toy or \.pt2)"),
+        (["-o", "m.mlmodel"], r"ends in \.tflite or \.param or \.onnx or \.xml or (\.pt2 or \.toy|\.toy or \.pt2)"),
         (["-o", "m.toy", "--format", "onnx"], r"m\.toy: ends in \.toy, which is toyscript"),
         (["--format", "toyscrip"], "format 'toyscrip'; did you mean 'toyscript'"),
-        (["--format", "toyscript", "--int8", "--calibrate", "x"], r"--int8: written as \.onnx or \.xml, not \.toy"),
+        (
+            ["--format", "toyscript", "--int8", "--calibrate", "x"],
+            r"--int8: written as \.tflite or \.onnx or \.xml, not \.toy",
+        ),
         (["--format", "toyscript"], "toyscript has no complete export; use --form raw"),
     ):
         assert main(["export", str(source), *arguments]) == 2

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small_models import weights
@@ -13,6 +14,7 @@ from torch.testing import assert_close
 
 from mnv2det.cli import main
 from mnv2det.errors import WeightsError
+from mnv2det.graphs.litert import merge
 from mnv2det.graphs.program import ExportMetadata, ExportProgram
 from mnv2det.graphs.sidecar import read_sidecar, write_sidecar
 from mnv2det.models.build import from_file
@@ -122,9 +124,10 @@ def test_a_network_of_planes_is_that_of_pixels(program: ExportProgram) -> None:
     ("arguments", "message"),
     [
         (["--format", "ncnn", "--form", "complete"], "--form complete: the format ncnn has raw files only"),
-        (["--fp16"], "--fp16: written as .param, not .onnx"),
-        (["--format", "ncnn", "--int8", "--calibrate", "x"], "--int8: written as .onnx or .xml, not .param"),
+        (["--fp16"], "--fp16: written as .tflite or .param, not .onnx"),
+        (["--format", "ncnn", "--int8", "--calibrate", "x"], "--int8: written as .tflite or .onnx or .xml, not .param"),
         (["--format", "ncnn"], "pnnx is not installed"),
+        (["--format", "litert"], "litert_torch is not installed"),
     ],
 )
 def test_what_cannot_be_written_is_one_line(
@@ -135,11 +138,21 @@ def test_what_cannot_be_written_is_one_line(
     arguments: list[str],
     message: str,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pnnx", None)
-    suffix = "ncnn.param" if "ncnn" in arguments else "onnx"
-    path = tmp_path / f"m.{suffix}"
+    for package in ("pnnx", "litert_torch"):
+        monkeypatch.setitem(sys.modules, package, None)
+    suffixes = {"ncnn": "ncnn.param", "litert": "tflite"}
+    name = arguments[1] if arguments[0] == "--format" else "onnx"
+    path = tmp_path / f"m.{suffixes.get(name, name)}"
     assert main(["export", str(source), "-o", str(path), *arguments]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert message in error
-    assert "pnnx" not in message or "pip install 'mnv2det[ncnn]'" in error
+    assert "not installed" not in message or f"pip install 'mnv2det[{name}]'" in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ranges_of_several_pictures_are_their_extremes() -> None:
+    ranges: dict[str, dict[str, np.ndarray]] = {}
+    for low, high in ((-1.0, 2.0), (-3.0, 1.0), (0.0, 9.0)):
+        merge(ranges, {"a": {"min": np.array([low]), "max": np.array([high])}, "weights": {}})
+    assert (float(ranges["a"]["min"][0]), float(ranges["a"]["max"][0])) == (-3, 9)
+    assert ranges["weights"] == {}

@@ -1,4 +1,4 @@
-"""Files for ncnn, which phones run. `make test-export` installs what writing them needs."""
+"""Files for ncnn and LiteRT, which phones run. `make test-export` installs what writing them needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mnv2det.commands.compare import compare
 from mnv2det.registry import RUNTIMES
 from mnv2det.runtime.predictor import Predictor
 
-SUFFIX = {"ncnn": ".ncnn.param"}
+SUFFIX = {"ncnn": ".ncnn.param", "litert": ".tflite"}
 SIZES = ((96, 128), (50, 70), (200, 150), (97, 33))
 
 pytestmark = [pytest.mark.export, pytest.mark.export_heavy]
@@ -42,9 +42,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=[("det", "seg"), ("cls",)], ids="+".join)
-def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return weights(tmp_path_factory.mktemp("weights"), *request.param)
+@pytest.fixture(scope="module")
+def source(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A joint model with a head of each kind: a conversion takes half a minute and more."""
+    return weights(tmp_path_factory.mktemp("weights"), "det", "seg", "cls")
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +76,24 @@ def test_weights_of_half_the_size_find_nearly_the_same(name: str, source: Path, 
     assert half < 0.6 * whole
     predictor, inputs = Predictor(path), picture(96, 128)[None]
     assert predictor.session.metadata.precision == "fp16"
-    for name, value in Predictor(source).run(inputs).items():
+    for output, value in Predictor(source).run(inputs).items():
         assert isinstance(value, torch.Tensor)
-        assert_close(predictor.run(inputs)[name], value, rtol=0, atol=0.02 * float(value.abs().max()))
+        assert_close(predictor.run(inputs)[output], value, rtol=0, atol=0.02 * float(value.abs().max()))
+
+
+def test_int8_finds_nearly_the_same(name: str, source: Path, exported: Path, photos: Path) -> None:
+    if not RUNTIMES.get(name).int8:
+        pytest.skip(f"{name} files have no int8")
+    path = source.with_name(f"{source.stem}-int8{SUFFIX[name]}")
+    arguments = ["--int8", "--calibrate", str(photos), "--images", str(photos)]
+    assert main(["export", str(source), "--format", name, *arguments]) == 0
+    assert path.stat().st_size < 0.5 * exported.stat().st_size
+    predictor, inputs = Predictor(path), picture(96, 128, 1)[None]
+    assert predictor.precision == "int8"
+    for output, value in Predictor(source).run(inputs).items():
+        assert isinstance(value, torch.Tensor)
+        found = predictor.run(inputs)[output]
+        assert torch.corrcoef(torch.stack([found.flatten(), value.flatten()]))[0, 1] > 0.9
 
 
 def test_the_command_line_predicts_and_times(name: str, exported: Path, photos: Path, tmp_path: Path) -> None:
@@ -106,5 +122,5 @@ def test_a_damaged_file_is_one_line(
 def test_only_pictures_of_the_inputs_size_are_taken(exported: Path) -> None:
     header = json.loads(exported.with_name(f"{exported.name}.json").read_text())
     (taken,) = header["inputs"].values()
-    assert sorted(taken["shape"])[-2:] == [96, 128]
+    assert taken["shape"] == ([96, 128, 3] if taken["layout"] == "HWC" else [3, 96, 128])
     assert not Predictor(exported).session.any_size
