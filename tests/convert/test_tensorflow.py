@@ -163,6 +163,81 @@ def test_anchors_of_the_graph_are_taken_and_others_are_the_apis(tmp_path: Path, 
     assert header.heads["det"]["args"]["anchors"][0] == [[0.1, 1.0], [0.2, 2.0], [0.2, 0.5]]
 
 
+PIPELINE = """
+# as the Object Detection API writes it
+model {
+  ssd {
+    num_classes: 3
+    image_resizer { fixed_shape_resizer { height: 320 width: 480 } }
+    feature_extractor { type: "ssd_mobilenet_v2" conv_hyperparams { regularizer { l2_regularizer {} } } }
+    anchor_generator {
+      ssd_anchor_generator {
+        num_layers: 6
+        min_scale: 0.15
+        max_scale: 0.9
+        aspect_ratios: 1.0
+        aspect_ratios: 2.0
+        aspect_ratios: [0.5, 3.0, 0.3333]
+      }
+    }
+    post_processing {
+      batch_non_max_suppression { score_threshold: 0.01, iou_threshold: 0.45; max_total_detections: 50 }
+      score_converter: SOFTMAX
+    }
+  }
+}
+train_input_reader: { label_map_path: "PATH/{}label\\"_map.pbtxt" }
+"""
+
+
+def test_the_configuration_beside_a_checkpoint_is_read(tmp_path: Path, detector: Model):
+    source = write("checkpoint", tmp_path, arrays_of(detector, "det"))
+    (tmp_path / "pipeline.config").write_text(PIPELINE)
+    _, header = convert_tensorflow(source)
+    args = header.heads["det"]["args"]
+    assert header.preprocess.input_size == (320, 480)
+    assert (args["score"], args["nms_iou"], args["score_threshold"], args["max_detections"]) == (
+        "softmax",
+        0.45,
+        0.01,
+        50,
+    )
+    assert args["anchors"][0] == [[0.1, 1.0], [0.15, 2.0], [0.15, 0.5]]
+    assert args["anchors"][5][:5] == [[pytest.approx(0.9), ratio] for ratio in (1.0, 2.0, 0.5, 3.0, 0.3333)]
+    assert args["anchors"][5][5] == [pytest.approx(0.9**0.5), 1.0]
+    assert "anchors" not in header.provenance
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("num_layers: 6", "num_layers: 5", "anchors of the levels, but its pipeline.config says"),
+        ("min_scale: 0.15", "min_scale: x", "pipeline.config: min_scale x: expected a number from 0.001 to 100"),
+        ("min_scale: 0.15", "scales: 0.1", "pipeline.config: anchors with scales"),
+        ("height: 320", "height: 3", "pipeline.config: height 3: expected a number from 32 to 8192"),
+        ("num_classes: 3", "num_classes:", "pipeline.config: 'fixed_shape_resizer'|pipeline.config: "),
+        ("model {", "model {{", "pipeline.config: '{' where the name of a field is expected"),
+        ("model {", "}", "pipeline.config: a brace too many"),
+        ("train_input", "a {", "pipeline.config: "),
+        ("num_classes: 3", "num_classes: \x00", "pipeline.config: line 5 cannot be read"),
+        ("num_classes: 3", "a {" * 60 + "}" * 60, "more than 50 messages within each other"),
+    ],
+)  # fmt: skip
+def test_a_wrong_configuration_is_named(tmp_path: Path, detector: Model, old: str, new: str, message: str):
+    source = write("checkpoint", tmp_path, arrays_of(detector, "det"))
+    (tmp_path / "pipeline.config").write_text(PIPELINE.replace(old, new))
+    with pytest.raises(WeightsError, match=message) as info:
+        convert_tensorflow(source)
+    assert "\n" not in str(info.value)
+
+
+def test_a_configuration_of_another_kind_of_detector_says_nothing(tmp_path: Path, detector: Model):
+    source = write("checkpoint", tmp_path, arrays_of(detector, "det"))
+    (tmp_path / "pipeline.config").write_text("model { faster_rcnn { num_classes: 3 } }")
+    _, header = convert_tensorflow(source)
+    assert header.provenance["anchors"].startswith("the Object Detection API's defaults")
+
+
 @pytest.mark.parametrize("lite", [True, False])
 def test_classes_without_a_name_are_left_out(tmp_path: Path, lite: bool):
     model = random_model("det", classes=4, head_args={"lite": lite})

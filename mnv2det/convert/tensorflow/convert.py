@@ -17,6 +17,7 @@ from mnv2det.convert.tensorflow.folded import name_folded
 from mnv2det.convert.tensorflow.graph_def import read_graph
 from mnv2det.convert.tensorflow.keras import is_keras, name_as_slim
 from mnv2det.convert.tensorflow.paths import GRAPHS
+from mnv2det.convert.tensorflow.pipeline import read_pipeline
 from mnv2det.convert.tensorflow.tfjs import read_tfjs
 from mnv2det.convert.tensorflow.variables import Variables
 from mnv2det.errors import WeightsError
@@ -84,7 +85,9 @@ def read_variables(path: Path) -> Variables:
             return stored
         return variables
     name = path.name.removesuffix(".index").removesuffix(".meta").partition(".data-")[0]
-    return read_checkpoint(path.with_name(name))
+    variables = read_checkpoint(path.with_name(name))
+    variables.pipeline = read_pipeline(path.parent)
+    return variables
 
 
 def _newest_checkpoint(folder: Path) -> Path:

@@ -15,6 +15,7 @@ from mnv2det.convert.labels import default_names
 from mnv2det.convert.network import ImportedNetwork, anchor_args
 from mnv2det.convert.tensorflow.anchors import anchors_of_boxes, default_anchors
 from mnv2det.convert.tensorflow.named import NORM_EPS, NamedLayers
+from mnv2det.convert.tensorflow.pipeline import NAME
 from mnv2det.convert.tensorflow.variables import Variables
 from mnv2det.errors import WeightsError
 from mnv2det.models.layers import Conv, ConvNorm
@@ -118,7 +119,7 @@ def _counts(layers: NamedLayers, levels: int) -> tuple[list[int], int]:
 
 
 def _anchors(variables: Variables, counts: list[int]) -> tuple[list[list[Shape]], bool]:
-    """The (scale, ratio) pairs of every level, and whether the file states them.
+    """The (scale, ratio) pairs of every level, and whether the file or the configuration beside it states them.
 
     A graph holds both lists for each level, as its anchor generator computed them, or the boxes made from them.
     """
@@ -140,6 +141,13 @@ def _anchors(variables: Variables, counts: list[int]) -> tuple[list[list[Shape]]
             return levels, True
     if (computed := anchors_of_boxes(variables, counts)) is not None:
         return computed, True
+    if variables.pipeline is not None and (configured := variables.pipeline.levels) is not None:
+        if [len(level) for level in configured] != counts:
+            raise WeightsError(
+                f"{variables.source}: {counts} anchors of the levels, but its {NAME} says"
+                f" {[len(level) for level in configured]}"
+            )
+        return configured, True
     published = default_anchors(len(counts))
     if [len(level) for level in published] != counts:
         raise WeightsError(
@@ -155,14 +163,16 @@ def _number(value: Any) -> float:
 
 
 def _score(variables: Variables) -> str:
-    """How logits become scores; the API's SSDs have sigmoids where the file does not say."""
+    """How logits become scores; the API's SSDs have sigmoids where nothing says."""
+    if variables.pipeline is not None and variables.pipeline.score is not None:
+        return variables.pipeline.score
     return "softmax" if variables.kinds.get("Postprocessor/convert_scores") == "Softmax" else "sigmoid"
 
 
 def _suppression(variables: Variables) -> dict[str, float]:
-    """IoU and score thresholds, where the file states them."""
+    """IoU and score thresholds, where the file or the configuration beside it states them."""
     keys = {"iou_threshold": "nms_iou", "score_threshold": "score_threshold"}
-    stated = {}
+    stated = dict(variables.pipeline.suppression) if variables.pipeline else {}
     for name, array in variables.arrays.items():
         match = SUPPRESSION.fullmatch(name)
         if match and array.size == 1 and 0 <= (value := float(array.ravel()[0])) <= 1 and math.isfinite(value):

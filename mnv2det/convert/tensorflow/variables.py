@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnv2det.convert.graph import DamagedError
+from mnv2det.convert.tensorflow.pipeline import Pipeline
 from mnv2det.convert.tensorflow.protobuf import fields, message, number, varints
 
 DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 19: "<f2"}  # of tensorflow/core/framework/types.proto
@@ -31,6 +32,7 @@ class Variables:
         source: Name of the file.
         sha256: Checksum of the file.
         parts: Further files that were read, with their sha256.
+        pipeline: The configuration beside a checkpoint, if there is one.
         folded: Whether a layer was taken whose batch norm is folded away, so that it cannot be trained as it is; set
             by `NamedLayers`.
     """
@@ -42,10 +44,11 @@ class Variables:
     kinds: Mapping[str, str] = field(default_factory=dict)
     inputs: Mapping[str, list[str]] = field(default_factory=dict)
     parts: Mapping[str, str] = field(default_factory=dict)
+    pipeline: Pipeline | None = None
     folded: bool = False
 
     def input_size(self) -> tuple[int, int] | None:
-        """(H, W) to which a graph resizes pictures; None where it does not say."""
+        """(H, W) to which pictures are resized, as the graph or the configuration has it; None where none does."""
         for name, kind in self.kinds.items():
             reads = self.inputs[name]
             if kind == "ResizeBilinear" and name.startswith("Preprocessor/") and len(reads) == 2:
@@ -54,7 +57,7 @@ class Variables:
                     height, width = (int(side) for side in size)
                     if 32 <= height <= 8192 and 32 <= width <= 8192:
                         return height, width
-        return None
+        return self.pipeline.size if self.pipeline else None
 
 
 def read_shape(view: memoryview) -> tuple[int, ...]:
