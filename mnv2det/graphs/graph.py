@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from mnv2det.errors import ConfigError
 from mnv2det.graphs.ops import fit
-from mnv2det.models.deeplab import JoinPooled, repeat_and_join
 from mnv2det.models.head import Head
-from mnv2det.models.layers import ConvNorm
+from mnv2det.models.layers import ConvNorm, JoinPooled, repeat_and_join
 from mnv2det.models.model import Model
 from mnv2det.ops.nms import Suppress, suppress_greedily
 from mnv2det.ops.padding import same_padding

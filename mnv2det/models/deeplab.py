@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mnv2det.errors import ConfigError
 from mnv2det.models.head import ClassRows, Dense
-from mnv2det.models.layers import Conv, ConvNorm, Separable, init_weights
+from mnv2det.models.layers import Conv, ConvNorm, JoinPooled, Separable, init_weights
 from mnv2det.ops.geometry import GraphFrame
 from mnv2det.ops.maps import enlarge, enlarging_weights, label_enlarged, label_in_graph, sample
 from mnv2det.ops.nms import Suppress
@@ -29,28 +29,6 @@ def _check(args: Mapping[str, Any]) -> Iterator[str]:
         yield "aspp_separable: there are no such branches without aspp"
     if args["class_weights"] is not None and not any(args["class_weights"]):
         yield "class_weights: expected some above 0, all are 0"
-
-
-class JoinPooled(ConvNorm):
-    """Joins channels that are pooled over the whole map, and come first, with the channels of the map itself.
-
-    Training and `mnv2det.models.counting` see one layer over all channels, as it was published. An export computes a
-    1x1 join in two parts (`mnv2det.graphs.graph.FoldedJoin`).
-
-    Attributes:
-        pooled: How many channels are pooled.
-    """
-
-    pooled: int
-
-    def forward(self, pooled: Tensor, rest: Tensor) -> Tensor:  # type: ignore[override]
-        """Maps the pooled channels (B, C, 1, 1) and the others (B, D, H, W) to (B, outputs, H, W)."""
-        return super().forward(repeat_and_join(pooled, rest))
-
-
-def repeat_and_join(pooled: Tensor, rest: Tensor) -> Tensor:
-    """Maps (B, C, 1, 1) and (B, D, H, W) to (B, C + D, H, W); to resize a single value is to repeat it."""
-    return torch.cat([pooled.expand(-1, -1, *rest.shape[-2:]), rest], dim=1)
 
 
 @HEADS.register("mobile_deeplab", check=_check)

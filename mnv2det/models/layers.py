@@ -138,6 +138,28 @@ class ConvNorm(nn.Sequential):
         return output if self.high is None else output.clamp_(0.0, self.high)
 
 
+class JoinPooled(ConvNorm):
+    """Joins channels that are pooled over the whole map, and come first, with the channels of the map itself.
+
+    Training and `mnv2det.models.counting` see one layer over all channels, as it was published. An export computes a
+    1x1 join in two parts (`mnv2det.graphs.graph.FoldedJoin`).
+
+    Attributes:
+        pooled: How many channels are pooled.
+    """
+
+    pooled: int
+
+    def forward(self, pooled: Tensor, rest: Tensor) -> Tensor:  # type: ignore[override]
+        """Maps the pooled channels (B, C, 1, 1) and the others (B, D, H, W) to (B, outputs, H, W)."""
+        return super().forward(repeat_and_join(pooled, rest))
+
+
+def repeat_and_join(pooled: Tensor, rest: Tensor) -> Tensor:
+    """Maps (B, C, 1, 1) and (B, D, H, W) to (B, C + D, H, W); to resize a single value is to repeat it."""
+    return torch.cat([pooled.expand(-1, -1, *rest.shape[-2:]), rest], dim=1)
+
+
 class Separable(nn.Module):
     """Depthwise 3x3, then 1x1, both with norm and activation: MobileNetV1's layer (paper, Figure 2b)."""
 
