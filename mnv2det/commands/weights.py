@@ -45,8 +45,8 @@ def provide(source: str | os.PathLike[str] | None, *, progress: bool = True) -> 
 def get_weights(name: str, *, progress: bool = True) -> dict[str, Any]:
     """Downloads a release, checks it, converts it, and keeps it.
 
-    A part of a download that was interrupted is gone on from. Several processes may ask for the same release: one
-    fetches it, the others wait.
+    An interrupted download is resumed. Several processes may ask for the same release: one fetches it, the others
+    wait.
 
     Args:
         name: One of `RELEASES`, or a name of torchvision's weights as in ``model.weights``.
@@ -123,7 +123,7 @@ def list_weights() -> list[dict[str, Any]]:
 
 
 def _download(name: str, release: Release, archive: Path, progress: bool) -> None:
-    """Writes the archive; what is there of it after a failure is gone on from."""
+    """Writes the archive, and resumes where an earlier attempt stopped."""
     part, reason = archive.with_name(f"{archive.name}.part"), ""
     with tqdm(total=release.size, desc=name, unit="B", unit_scale=True, delay=0.5, disable=not progress) as bar:
         for _ in range(TRIES):

@@ -44,7 +44,7 @@ def to_flatbuffer(program: ExportProgram, path: Path) -> dict[str, tuple[int, ..
         shapes = {name: tuple(value.shape[1:]) for name, value in module(example).items()}
         try:
             converter.convert(module, sample_kwargs={INPUT: example}).export(str(path))
-        except (RuntimeError, ValueError, NotImplementedError) as error:
+        except (RuntimeError, ValueError) as error:
             said = " ".join(str(error).split())[:200]
             raise ConfigError(f"litert-torch cannot convert this model ({type(error).__name__}: {said})") from None
     return shapes

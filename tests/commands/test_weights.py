@@ -126,14 +126,14 @@ def test_a_release_is_fetched_and_converted_once(server: Server, capsys: pytest.
     }  # fmt: skip
 
 
-def test_a_lost_connection_is_gone_on_from(server: Server, published: bytes):
+def test_a_lost_connection_is_resumed(server: Server, published: bytes):
     server.cuts = [100_000, 50_000]
     get_weights("coco", progress=False)
     assert server.requests == [None, "bytes=100000-", "bytes=150000-"]
     assert archive_of("coco").read_bytes() == published
 
 
-def test_a_download_of_another_day_is_gone_on_from(server: Server, published: bytes):
+def test_a_download_of_another_day_is_resumed(server: Server, published: bytes):
     server.cuts = [1000] * 4
     with pytest.raises(WeightsError, match=r"download failed \(it ended after 4000 of \d+ bytes\)"):
         get_weights("coco", progress=False)
